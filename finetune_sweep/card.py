@@ -1,0 +1,268 @@
+"""What lies beside a promoted checkpoint: a model card for people, the same numbers as JSON for programs.
+
+Everything follows from the evidence alone; only `write` touches a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_sweep import examples, yamlio
+from finetune_sweep.journal import Metrics, SweepRecord, TrialRecord
+from finetune_sweep.layout import write_atomic
+from finetune_sweep.plan import Plan, Trial
+from finetune_sweep.yamlio import Value
+
+CARD: Final = "README.md"
+RESULTS: Final = "eval_results.json"
+AUTO_MODELS: Final[Mapping[str, str]] = {"text-classification": "AutoModelForSequenceClassification"}
+"""By task, the class of transformers that loads the checkpoint."""
+
+
+@dataclass(frozen=True)
+class FinalTest:
+    """What is known of the test split.
+
+    Args:
+        fingerprint: Of its rows; empty if there is none.
+        metrics: Of the champion on it; empty if it was not read.
+        note: Why it was read or not, in a sentence or two.
+    """
+
+    fingerprint: str
+    metrics: Metrics
+    note: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a card says something about.
+
+    Args:
+        plan: The sweep.
+        record: What the journal knows of it.
+        trial: The champion.
+        fingerprints: The sha256 over the rows of each split.
+        validation: The champion's metrics, as recorded and found again.
+        test: The test split.
+        hardware: What the checkpoint was verified on, with the versions of the libraries.
+        command: What the user typed.
+    """
+
+    plan: Plan
+    record: SweepRecord
+    trial: Trial
+    fingerprints: Mapping[str, str]
+    validation: Metrics
+    test: FinalTest
+    hardware: Mapping[str, str | int]
+    command: str
+
+    @property
+    def ranking(self) -> list[TrialRecord]:
+        """The finished trials that could win, best first."""
+        return finished(self.plan, self.record)
+
+
+def finished(plan: Plan, record: SweepRecord) -> list[TrialRecord]:
+    """The finished trials of a plan, best first."""
+    keys = {trial.key for trial in plan.trials}
+    return [trial for trial in record.ranking() if trial.key in keys]
+
+
+def write(evidence: Evidence, folder: Path) -> None:
+    """Writes the card and the results into a folder.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    write_atomic(folder / CARD, render(evidence).encode())
+    write_atomic(folder / RESULTS, json.dumps(results(evidence), indent=2).encode())
+
+
+def results(evidence: Evidence) -> dict[str, Value]:
+    """The numbers of a promotion. `test` is null if the test split was not read."""
+    sweep, test = evidence.plan.sweep, evidence.test
+    return {
+        "sweep": sweep.name,
+        "task": sweep.task,
+        "key": evidence.trial.key,
+        "metric": sweep.metric.name,
+        "finished_trials": len(evidence.ranking),
+        "fingerprints": dict(evidence.fingerprints),
+        "validation": dict(evidence.validation),
+        "test": dict(test.metrics) or None,
+        "test_note": test.note,
+    }
+
+
+def render(evidence: Evidence) -> str:
+    """The model card, in Markdown with a YAML head as model hubs read it."""
+    sweep = evidence.plan.sweep
+    origin = f"{_pretrained(evidence.trial.model)}, fine-tuned for {sweep.task}"
+    trial = f"trial `{evidence.trial.key}` ({evidence.trial.label}) of the sweep `{sweep.name}`"
+    parts = [
+        f"---\n{yamlio.dump(_head(evidence))}---",
+        f"# {sweep.name}",
+        f"{origin}: {trial}.",
+        *_section("Results", _results(evidence)),
+        *_section("How to load it", [_loading(evidence)]),
+        *_section("Data", _data(evidence)),
+        *_section("Settings", [_table(("setting", "value"), sorted(evidence.trial.params().items()))]),
+        *_section("All trials", [_trials(evidence)]),
+        *_section("How it was made", _making(evidence)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(title: str, paragraphs: Iterable[str]) -> list[str]:
+    return [f"## {title}", *paragraphs]
+
+
+def _head(evidence: Evidence) -> Value:
+    """The YAML head. A hub refuses names that are none of its own, so only those from a hub are given."""
+    sweep = evidence.plan.sweep
+    model = _hub_name(evidence.trial.model)
+    data = _hub_name(sweep.data.source or "")
+    head: dict[str, Value] = {
+        "library_name": "transformers",
+        "pipeline_tag": sweep.task,
+        "tags": [sweep.task, "finetune-sweep"],
+        "metrics": list(evidence.validation),
+        "model-index": [{"name": sweep.name, "results": list(_index(evidence))}],
+    }
+    return head | ({"base_model": model} if model else {}) | ({"datasets": [data]} if data else {})
+
+
+def _index(evidence: Evidence) -> Iterator[Value]:
+    """The results, as hubs show them beside a model."""
+    task, name = evidence.plan.sweep.task, _source(evidence)
+    origin = _hub_name(evidence.plan.sweep.data.source or "") or name
+    for split, metrics in (("validation", evidence.validation), ("test", evidence.test.metrics)):
+        if metrics:
+            values: list[Value] = [{"type": n, "name": n, "value": value} for n, value in metrics.items()]
+            dataset: Value = {"name": name, "type": origin, "split": split}
+            yield {"task": {"type": task}, "dataset": dataset, "metrics": values}
+
+
+def _pretrained(model: str) -> str:
+    scheme, _, name = model.partition(":")
+    if scheme == "example" and name in examples.MODELS:
+        example = examples.MODELS[name]
+        return f"`{name}` ({example.description}; {example.licence})"
+    return f"`{_hub_name(model) or Path(model).name}`"
+
+
+def _hub_name(reference: str) -> str:
+    """`org/name` of a reference to a hub, without revision and configuration; empty for any other."""
+    return re.split(r"[@:]", reference.removeprefix("hub:"))[0] if reference.startswith("hub:") else ""
+
+
+def _results(evidence: Evidence) -> list[str]:
+    split = ["validation", *(["test"] if evidence.test.metrics else [])]
+    columns = [evidence.validation, *([evidence.test.metrics] if evidence.test.metrics else [])]
+    rows = [(name, *(column.get(name, "") for column in columns)) for name in evidence.validation]
+    return [_table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
+
+
+def _meaning(evidence: Evidence) -> str:
+    """What the validation score is worth: it was searched for on the very rows that it is measured on."""
+    ranking, rows = evidence.ranking, evidence.plan.rows["validation"]
+    place = [trial.key for trial in ranking].index(evidence.trial.key) + 1
+    count, metric = len(ranking), evidence.plan.sweep.metric.name
+    if count == 1:
+        text = f"It comes from one trial with one seed ({evidence.trial.seed})."
+    else:
+        chosen = "the best" if place == 1 else f"number {place}, chosen by hand,"
+        text = (
+            f"It is {chosen} of {count} finished trials, each trained once with seed {evidence.trial.seed}"
+            f" and compared by {metric} on the same {rows:,} validation rows. The best of many is partly"
+            " luck: expect less on new data, and perhaps another order with another seed."
+        )
+    accuracy = evidence.validation.get("accuracy")
+    if accuracy is not None:
+        error = math.sqrt(accuracy * (1 - accuracy) / rows)
+        text += f" The standard error of an accuracy of {accuracy:.3f} on {rows:,} rows alone is {error:.3f}."
+    return f"**What the validation score means.** {text}"
+
+
+def _loading(evidence: Evidence) -> str:
+    task, length = evidence.plan.sweep.task, evidence.trial.max_length
+    auto = AUTO_MODELS[task]
+    classes = ", ".join(f"`{_cell(name)}`" for name in evidence.plan.classes)
+    return f"""\
+From the folder that holds this one:
+
+```python
+from transformers import AutoTokenizer, {auto}, pipeline
+
+model = {auto}.from_pretrained("./best")
+tokenizer = AutoTokenizer.from_pretrained("./best")
+predict = pipeline("{task}", model=model, tokenizer=tokenizer)
+print(predict("A text.", truncation=True, max_length={length}))
+```
+
+Inputs were cut after {length} tokens in training. Classes: {classes}."""
+
+
+def _data(evidence: Evidence) -> list[str]:
+    plan = evidence.plan
+    rows = [(split, f"{count:,}", evidence.fingerprints[split]) for split, count in plan.rows.items()]
+    notes = "\n".join(f"- {note}" for note in plan.notes) or "- nothing had to be cleaned"
+    return [
+        f"`{_source(evidence)}`; training and validation together have the fingerprint `{plan.fingerprint}`.",
+        _table(("split", "rows", "sha256 of its rows"), rows),
+        notes,
+    ]
+
+
+def _source(evidence: Evidence) -> str:
+    """The data set as a reader elsewhere can understand it: without the folders of this machine."""
+    data = evidence.plan.sweep.data
+    if data.source is None:
+        return ", ".join(Path(file).name for file in (data.files or {}).values())
+    scheme, separator, name = data.source.partition(":")
+    return name if separator and scheme in {"example", "hub"} else Path(data.source).name
+
+
+def _trials(evidence: Evidence) -> str:
+    ranking = evidence.ranking
+    ranked, known = {trial.key for trial in ranking}, evidence.record.trials
+    others = [known[t.key] for t in evidence.plan.trials if t.key not in ranked and t.key in known]
+    rows: list[tuple[object, ...]] = [
+        (place, f"`{t.key}`", t.planned.label, t.score, t.end.best_epoch if t.end else "", t.state)
+        for place, t in enumerate(ranking, 1)
+    ]
+    rows += [("", f"`{t.key}`", t.planned.label, "", "", t.state) for t in others]
+    return _table(("place", "trial", "settings", evidence.plan.sweep.metric.name, "epoch", "state"), rows)
+
+
+def _making(evidence: Evidence) -> list[str]:
+    worker = evidence.record.trials[evidence.trial.key].worker
+    place = f" on {worker.device} with {worker.threads} threads" if worker else ""
+    text = (
+        f"Trained{place} in {evidence.trial.training.precision}; `sweep.lock.yaml` holds the resolved sweep."
+        " The checkpoint was loaded in a fresh process, where it gave the validation metrics again, on:"
+    )
+    return [
+        f"```sh\n{evidence.command}\n```",
+        text,
+        _table(("", ""), evidence.hardware.items()),
+    ]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """A value on one line of a table; a number with six digits."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.replace("|", "\\|").split())

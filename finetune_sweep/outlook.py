@@ -1,0 +1,144 @@
+"""What `run` would do, for the command `plan`: counts, what is shared, what is done, what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune_sweep.journal import SweepRecord
+from finetune_sweep.plan import Depth, Plan, Trial, remaining, work_units
+from finetune_sweep.spec import Constant
+from finetune_sweep.train import architecture, weights
+from finetune_sweep.yamlio import Value
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any."""
+
+    model: str
+    depth: Depth
+    blocks: int
+    blocks_trained: int
+    parameters: int
+    parameters_trained: int
+
+    def __str__(self) -> str:
+        millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
+        return (
+            f"trains {self.blocks_trained} of {self.blocks} blocks, {millions:.1f} of {of:.1f} M parameters"
+            f"{' and the new head' if self.parameters_trained < self.parameters else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan beside what the journal says of it.
+
+    Attributes:
+        done: Trials that have a result, or diverged.
+        trainings: Work units that are missing.
+        epochs: Epochs that they train.
+        epochs_apart: Epochs that the missing trials would train one by one.
+        epochs_shareable: Epochs that a constant schedule would train, where another schedule shares nothing.
+        trained: One row for each model and freeze depth.
+    """
+
+    plan: Plan
+    done: int
+    missing: int
+    trainings: int
+    epochs: int
+    epochs_apart: int
+    epochs_shareable: int
+    trained: tuple[Trained, ...]
+
+    def to_json(self) -> dict[str, Value]:
+        """What `plan --json` prints."""
+        rows: dict[str, Value] = dict(self.plan.rows)
+        return {
+            "sweep": self.plan.sweep.name,
+            "trials": len(self.plan.trials),
+            "merged": self.plan.merged,
+            "done": self.done,
+            "missing": self.missing,
+            "trajectories": len(self.plan.units),
+            "work_units": self.trainings,
+            "epochs": self.epochs,
+            "epochs_apart": self.epochs_apart,
+            "rows": rows,
+            "fingerprint": self.plan.fingerprint,
+            "device": self.plan.device,
+            "precision": self.plan.precision,
+            "trained": [{**vars(row)} for row in self.trained],
+            "keys": [trial.key for trial in self.plan.trials],
+        }
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What `plan` shows: a word and what it says."""
+        return list(self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        plan = self.plan
+        sweep = plan.sweep
+        yield "sweep", f"{sweep.name}: {sweep.task} by {plan.mode}imal {sweep.metric.name} at the {sweep.metric.epoch} epoch"
+        yield "data", ", ".join(f"{count:,} {split}" for split, count in plan.rows.items())
+        yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
+        for note in plan.notes:
+            yield "", note
+        merged = f" ({plan.merged} more are the same as one of them)" if plan.merged else ""
+        yield "trials", f"{len(plan.trials)}{merged}; {self.done} done, {self.missing} to train"
+        yield "trainings", self._sharing()
+        for row in self.trained:
+            yield f"freeze_depth {row.depth}", f"{Path(row.model).name}: {row}"
+        yield "computes on", f"{plan.device}, {plan.precision} where precision is auto"
+        yield "storage", f"{sweep.storage}/{sweep.name}"
+
+    def _sharing(self) -> str:
+        text = f"{self.trainings}, {self.epochs} epochs in all"
+        if self.epochs < self.epochs_apart:
+            text += f"; one by one the trials would train {self.epochs_apart}"
+            if self.plan.sweep.metric.epoch == "best":
+                text += " (of two that differ only in epochs, the longer can only tie or win)"
+        if self.epochs_shareable < self.epochs:
+            text += f"; nothing is shared under this lr_schedule, constant would train {self.epochs_shareable}"
+        return text
+
+
+def look(plan: Plan, record: SweepRecord) -> Outlook:
+    """Compares a plan with the journal."""
+    known = [record.trials[trial.key] for trial in plan.trials if trial.key in record.trials]
+    units = remaining(plan, record, {})
+    missing = [trial for unit in units for trial in unit.trials]
+    return Outlook(
+        plan=plan,
+        done=sum(trial.done for trial in known),
+        missing=len(missing),
+        trainings=len(units),
+        epochs=sum(unit.epochs for unit in units),
+        epochs_apart=sum(trial.epochs for trial in missing),
+        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing))),
+        trained=tuple(_trained(plan.trials, plan.sweep.cache or "")),
+    )
+
+
+def _constant(trial: Trial) -> Trial:
+    """The trial under the constant schedule, to count what would be shared."""
+    schedule = Constant(type="constant", warmup_steps=trial.training.lr_schedule.warmup_steps)
+    return replace(trial, training=trial.training.model_copy(update={"lr_schedule": schedule}))
+
+
+def _trained(trials: Sequence[Trial], cache: str) -> Iterator[Trained]:
+    pairs = dict.fromkeys((trial.model, trial.depth) for trial in trials)
+    for model, depth in sorted(pairs, key=lambda pair: (pair[0], _order(pair[1]))):
+        folder = weights.locate(model, Path(), Path(cache))
+        arch = architecture.describe(weights.read_config(folder))
+        shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
+        trained, total = architecture.trained_parameters(shapes, arch, depth)
+        frozen = 0 if depth == "embeddings" else depth
+        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained)
+
+
+def _order(depth: Depth) -> float:
+    return 0.5 if depth == "embeddings" else depth

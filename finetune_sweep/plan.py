@@ -1,0 +1,339 @@
+"""What a sweep comes to: trials, the trajectories they share, the work units, and what of it is done.
+
+Checking a file and naming its trials reads data and the headers of weights, but loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from finetune_sweep.errors import Problem, UserError, nearest
+from finetune_sweep.journal import SweepPlanned, SweepRecord, TrialPlanned
+from finetune_sweep.space import Config, Space, canonical, endpoints, grid, sample
+from finetune_sweep.spec import RECIPE_VERSION, Model, Sweep, Training
+from finetune_sweep.sweepfile import training_of
+from finetune_sweep.yamlio import Value
+
+if TYPE_CHECKING:
+    from finetune_sweep.train.data import Prepared
+
+Depth = int | Literal["embeddings"]
+Hardware = tuple[str, str]
+"""A device (`cuda`, `mps`, `cpu`) and the precision that `auto` means on it (`fp32`, `bf16`)."""
+_KEY_DIGITS: Final = 16
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration with one seed.
+
+    Args:
+        key: The name that the content determines.
+        config: The values of the searched dimensions, in the order of the space.
+        depth: The resolved freeze depth: 0, `embeddings`, or the number of frozen blocks.
+    """
+
+    key: str
+    config: Config
+    model: str
+    max_length: int
+    training: Training
+    depth: Depth
+    seed: int
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that the trial trains at most."""
+        return self.training.epochs
+
+    @property
+    def label(self) -> str:
+        """What differs from other trials of the sweep, such as `learning_rate=5e-05 epochs=2`."""
+        pairs = (f"{name.rpartition('.')[2]}={_text(value)}" for name, value in self.config.items())
+        return " ".join(pairs) or "default"
+
+    def params(self) -> dict[str, Value]:
+        """All settings, flat, with the same names for every trial: none is empty."""
+        flat = dict(_flatten(self.training))
+        flat |= {"model": self.model, "data.max_length": self.max_length, "seed": self.seed}
+        flat["freeze_depth"] = self.depth
+        return {name: "none" if value is None else value for name, value in flat.items()}
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """What one worker trains at a time: one trajectory, as trials by ascending epochs."""
+
+    trials: tuple[Trial, ...]
+
+    @property
+    def name(self) -> str:
+        """The key of the longest trial."""
+        return self.trials[-1].key
+
+    @property
+    def epochs(self) -> int:
+        """The epochs that are trained."""
+        return self.trials[-1].epochs
+
+    @property
+    def cost(self) -> float:
+        """What the unit costs, in epochs of full training; a frozen part saves its backward pass."""
+        trial = self.trials[-1]
+        return trial.epochs * (1.0 if trial.depth == 0 else 0.6)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, expanded against its data, its models and this hardware.
+
+    Args:
+        mode: The better direction of the metric.
+        device: `cuda`, `mps` or `cpu`.
+        precision: `fp32` or `bf16`, for trials whose `precision` is `auto`.
+        fingerprint: Of the cleaned training and validation rows.
+        rows: Rows of each split.
+        notes: What was cleaned, cut and noticed in the data.
+        trials: All trials, each once.
+        merged: Cells of the space that are the same as another one.
+    """
+
+    sweep: Sweep
+    mode: Literal["max", "min"]
+    device: str
+    precision: str
+    fingerprint: str
+    rows: Mapping[str, int]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    merged: int
+
+    @property
+    def units(self) -> tuple[WorkUnit, ...]:
+        """All work units, as if nothing was done."""
+        return tuple(work_units(self.trials))
+
+    def events(self) -> Iterator[TrialPlanned | SweepPlanned]:
+        """The plan as the journal records it."""
+        for trial in self.trials:
+            yield TrialPlanned(trial.key, trial.label, trial.config, trial.params(), trial.seed)
+        metric = self.sweep.metric
+        keys = tuple(trial.key for trial in self.trials)
+        yield SweepPlanned(
+            self.sweep.task, self.fingerprint, metric.name, self.mode, metric.epoch, self.precision, self.device, keys
+        )
+
+
+# ------------------------------------------------------------------------------------------------ checking
+
+
+def check(sweep: Sweep) -> list[Problem]:
+    """What is wrong with a sweep that its file alone does not show: the task's words, and the models' depths."""
+    from finetune_sweep.tasks import TASKS
+
+    task = TASKS[sweep.task]
+    problems = []
+    if sweep.metric.name not in task.metrics:
+        hint = nearest(sweep.metric.name, task.metrics) or f" ({sweep.task} reports: {', '.join(task.metrics)})"
+        problems.append(Problem(f"is not reported by {sweep.task}, got {sweep.metric.name!r}{hint}", "metric"))
+    elif sweep.metric.mode not in {None, task.metrics[sweep.metric.name]}:
+        better = task.metrics[sweep.metric.name]
+        message = f"{sweep.metric.name} is better {better}imal, got {sweep.metric.mode!r}; leave mode out"
+        problems.append(Problem(message, "metric.mode"))
+    known = [column.name for column in task.columns]
+    for name in sweep.data.columns:
+        if name not in known and name != sweep.data.split.group_by:
+            hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
+            problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
+    return problems + _depth_problems(sweep)
+
+
+def _depth_problems(sweep: Sweep) -> list[Problem]:
+    """A model that is not there, and a depth that one of the models does not have."""
+    from finetune_sweep.train import weights
+
+    depths = _values(sweep.space, "freeze_depth", sweep.training.freeze_depth)
+    depth_path, model_path = (
+        f"space.{name}" if _searched(sweep.space, name) else fixed
+        for name, fixed in (("freeze_depth", "training.freeze_depth"), ("model", "model"))
+    )
+    problems = []
+    for model in models(sweep):
+        path = model_path
+        try:
+            weights.locate(model, Path(), Path(sweep.cache or ""))
+            path = depth_path
+            for depth in depths:
+                _resolve_depth(depth, model, sweep.cache)
+        except UserError as error:
+            problems += [Problem(problem.message, problem.path or path) for problem in error.problems]
+    return problems
+
+
+def models(sweep: Sweep) -> list[str]:
+    """The models that the sweep may use."""
+    return [str(model) for model in _values(sweep.space, "model", sweep.model)]
+
+
+def _values(space: Space, name: str, default: Value) -> list[Value]:
+    found = [list(endpoints(dim.domain)) for dim in space.dimensions if dim.name == name]
+    return found[0] if found else [default]
+
+
+def _searched(space: Space, name: str) -> bool:
+    return any(dimension.name == name for dimension in space.dimensions)
+
+
+def _resolve_depth(depth: Value, model: str, cache: str | None) -> Depth:
+    from finetune_sweep.train import architecture, weights
+
+    folder = weights.locate(model, Path(), Path(cache or ""))
+    described = architecture.describe(weights.read_config(folder), model.rpartition("/")[2].rpartition(":")[2])
+    if not isinstance(depth, int | str):
+        raise UserError(f"freeze_depth must be a number or a text, got {depth!r}")
+    return architecture.resolve_depth(depth, described)
+
+
+# ----------------------------------------------------------------------------------------------- expanding
+
+
+def local_hardware(sweep: Sweep) -> Hardware:
+    """What this machine computes on, and in which precision.
+
+    Raises:
+        UserError: If it lacks what the sweep asks for.
+    """
+    from finetune_sweep.train import hardware
+
+    return hardware.resolve(sweep.device, sweep.resources_per_trial.gpu)
+
+
+def make_plan(sweep: Sweep, hardware: Hardware | None = None) -> Plan:
+    """Expands a sweep into its trials.
+
+    Args:
+        sweep: The checked file.
+        hardware: Device and precision of the workers, where they are not this machine's.
+
+    Raises:
+        UserError: If the data or a model is not what the sweep says, or the hardware lacks what it asks for.
+    """
+    from finetune_sweep.tasks import TASKS
+    from finetune_sweep.train.data import prepare
+
+    task = TASKS[sweep.task]
+    device, precision = hardware or local_hardware(sweep)
+    prepared = prepare(sweep.data, task, Path(), Path(sweep.cache or ""))
+    trials: dict[str, Trial] = {}
+    cells = 0
+    for config in configurations(sweep):
+        trial = _trial(sweep, config, precision, prepared)
+        trials.setdefault(trial.key, trial)
+        cells += 1
+    return Plan(
+        sweep=sweep,
+        mode=task.metrics[sweep.metric.name],
+        device=device,
+        precision=precision,
+        fingerprint=prepared.fingerprint,
+        rows={split: len(rows) for split, rows in prepared.splits.items()},
+        classes=prepared.classes,
+        notes=(*prepared.report, *prepared.notes),
+        trials=tuple(trials.values()),
+        merged=cells - len(trials),
+    )
+
+
+def configurations(sweep: Sweep) -> Iterator[Config]:
+    """The configurations that the search asks for, in its order; those with equal effect are still apart."""
+    match sweep.search.type:
+        case "grid":
+            yield from itertools.islice(grid(sweep.space), sweep.search.max_trials)
+        case "random":
+            for index in range(sweep.search.trials):
+                yield sample(sweep.space, sweep.search.seed, index)
+
+
+def _trial(sweep: Sweep, config: Config, precision: str, prepared: Prepared) -> Trial:
+    from finetune_sweep.train import weights
+
+    model = str(config.get("model", sweep.model))
+    max_length = config.get("data.max_length", sweep.data.max_length)
+    training = training_of(sweep, config)
+    if training.precision == "auto":
+        training = training.model_copy(update={"precision": precision})
+    depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
+    content: dict[str, Value] = {
+        "recipe": RECIPE_VERSION,
+        "task": sweep.task,
+        "model": weights.fingerprint(weights.locate(model, Path(), Path(sweep.cache or ""))),
+        "data": prepared.fingerprint,
+        "max_length": max_length,
+        "training": {**settings_in_key(training), "freeze_depth": depth},
+        "seed": sweep.seed,
+    }
+    key = hashlib.sha256(canonical(content).encode()).hexdigest()[:_KEY_DIGITS]
+    return Trial(key, config, model, int(str(max_length)), training, depth, sweep.seed)
+
+
+def settings_in_key(section: Model) -> dict[str, Value]:
+    """The settings that enter the key and differ from their defaults, nested ones as mappings."""
+    content: dict[str, Value] = {}
+    for name, field in type(section).model_fields.items():
+        extra = field.json_schema_extra
+        value = getattr(section, name)
+        if not (isinstance(extra, dict) and extra["enters_key"]) or value == field.default:
+            continue
+        content[name] = settings_in_key(value) if isinstance(value, Model) else value
+    return content
+
+
+def _flatten(section: Model, prefix: str = "") -> Iterator[tuple[str, Value]]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Model):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _text(value: Value) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{_text(inner)}" for name, inner in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value).rpartition("/")[2]
+
+
+# ------------------------------------------------------------------------------------------------ work units
+
+
+def work_units(trials: Iterable[Trial]) -> list[WorkUnit]:
+    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(_trajectory(trial), []).append(trial)
+    return [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
+
+
+def _trajectory(trial: Trial) -> str:
+    if trial.training.lr_schedule.type != "constant":
+        return trial.key
+    settings = trial.training.model_dump(exclude={"epochs"})
+    return canonical({**settings, "model": trial.model, "max_length": trial.max_length, "depth": trial.depth})
+
+
+def remaining(plan: Plan, record: SweepRecord, failed: Mapping[str, int]) -> list[WorkUnit]:
+    """The work units of the trials that have no result yet.
+
+    Args:
+        plan: The sweep's plan.
+        record: What the journal says.
+        failed: How often each trial's own failure was seen in this run; such a trial is not tried again.
+    """
+    done = {key for key, trial in record.trials.items() if trial.done}
+    return work_units(t for t in plan.trials if t.key not in done and not failed.get(t.key))

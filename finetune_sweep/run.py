@@ -1,0 +1,291 @@
+"""The commands `run` and `promote`: one driver's session over a sweep, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from finetune_sweep import display, promote, report, yamlio
+from finetune_sweep.errors import SweepError, TrackingError, UserError
+from finetune_sweep.journal import Journal, SessionEnded
+from finetune_sweep.layout import MANIFEST, Layout, SweepLock, parse_storage, recover_folder, write_atomic
+from finetune_sweep.plan import Plan, make_plan, models, remaining
+from finetune_sweep.space import Choice, Domain
+from finetune_sweep.spec import Sweep
+from finetune_sweep.tracking import Mirror, printable_uri, tracking_uri
+
+if TYPE_CHECKING:
+    from finetune_sweep.tune.engine import Engine
+
+INTERRUPTED: Final = 130
+"""The exit code of a session that a signal ended."""
+_MIRROR_TIMEOUT_S: Final = 60.0
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop: what runs is given up, what is journalled stays."""
+
+
+@dataclass
+class Session:
+    """A driver's hold of a sweep: what the steps of a run share."""
+
+    plan: Plan
+    layout: Layout
+    journal: Journal
+    engine: Engine
+    mirror: Mirror
+    display: display.Display
+    signals: list[int] = field(default_factory=list)
+
+    def on_change(self) -> None:
+        """Journals what MLflow answered, shows what changed, and stops if a signal asked for it.
+
+        Raises:
+            Interrupted: If a signal came.
+        """
+        self.journal.append(*self.mirror.collect())
+        self.display.update(self.journal.record)
+        if self.signals:
+            raise Interrupted
+
+
+def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
+    """Trains what is missing of a sweep and promotes the best trial.
+
+    Args:
+        sweep: The checked file.
+        address: Of a running Ray; None starts one on this machine.
+        command: What the user typed, for the model card.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SweepError: If it cannot go on; everything that was finished is journalled.
+    """
+
+    def steps(session: Session) -> int:
+        _train(session)
+        _promote(session, promote.Options(command=command))
+        return 1 if _failed(session) else 0
+
+    return _drive(sweep, address, steps)
+
+
+def promote_only(sweep: Sweep, address: str | None, options: promote.Options) -> int:
+    """Promotes from what the journal has, and trains nothing but a checkpoint that is gone.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SweepError: If nothing can be promoted; then nothing was changed.
+    """
+
+    def steps(session: Session) -> int:
+        _promote(session, options)
+        return 0
+
+    return _drive(sweep, address, steps)
+
+
+def rollback(sweep: Sweep) -> int:
+    """Moves the alias of the registered model back by one version.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SweepError: If there is no version to go back to, or MLflow is away.
+    """
+    layout = layout_of(sweep)
+    with SweepLock(layout):
+        registered = promote.rollback(make_plan(sweep), layout)
+    display.say(f"{registered.model} version {registered.version} is champion again (trial {registered.key})")
+    return 0
+
+
+def layout_of(sweep: Sweep) -> Layout:
+    """Where the files of a sweep lie."""
+    return Layout(parse_storage(sweep.storage or "runs"), sweep.name)
+
+
+# ------------------------------------------------------------------------------------------------ the session
+
+
+def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -> int:
+    """Holds the sweep from the lock to the last line in MLflow."""
+    from finetune_sweep.tune.engine import Engine
+
+    layout = layout_of(sweep)
+    with _signals() as signals, SweepLock(layout) as lock, Engine(sweep, address) as engine:
+        plan = make_plan(sweep, engine.hardware() if address else None)
+        journal = Journal(layout, lock.owner)
+        with contextlib.closing(journal):
+            _refuse_another(plan, journal)
+            mirror = Mirror(sweep, layout, journal.entries)
+            session = Session(plan, layout, journal, engine, mirror, display.open_display(sweep.name), signals)
+            return _in_session(session, steps)
+
+
+def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
+    """Opens the session and takes its steps; whatever ends them, the journal and MLflow learn of it."""
+    code, away = 1, ""
+    try:
+        _open(session)
+        code = steps(session)
+    except Interrupted:
+        code = INTERRUPTED
+    except TrackingError as error:
+        code, away = error.exit_code, str(error)
+    except SweepError as error:
+        code = error.exit_code
+        raise
+    finally:
+        session.journal.append(SessionEnded(code))
+        undelivered = session.mirror.close(_MIRROR_TIMEOUT_S)
+        session.journal.append(*session.mirror.collect())
+        session.display.close()
+    if code == INTERRUPTED:
+        display.say("interrupted; the same command goes on from here")
+        return code
+    _show_result(session)
+    if undelivered:
+        away = f"{session.mirror.reason}; missing there: {', '.join(undelivered[:3])}"
+    if away and code in {0, TrackingError.exit_code}:
+        raise TrackingError(f"MLflow is incomplete, the next run tries again: {away}")
+    return code
+
+
+def _open(session: Session) -> None:
+    recover_folder(session.layout.best)
+    session.journal.append(*session.plan.events())
+    _write_lock_file(session.plan, session.layout)
+    session.mirror.start()
+
+
+def _refuse_another(plan: Plan, journal: Journal) -> None:
+    """Two sweeps of one name cannot share a folder: their trials would be mixed.
+
+    Raises:
+        UserError: If the journal is of another task or other data.
+    """
+    known = journal.record.plan
+    if known is None:
+        return
+    for what, before, now in (("task", known.task, plan.sweep.task), ("data", known.fingerprint, plan.fingerprint)):
+        if before != now:
+            raise UserError(
+                f"{journal.layout.root} holds a sweep of the name {plan.sweep.name!r} with other {what}: {before} there,"
+                f" {now} here; give this one another name or --storage"
+            )
+
+
+def _write_lock_file(plan: Plan, layout: Layout) -> None:
+    """Records what the results depend on beside the settings of each trial."""
+    from finetune_sweep.train import hardware, weights
+
+    cache = Path(plan.sweep.cache or "")
+    content: dict[str, yamlio.Value] = {
+        "sweep": plan.sweep.model_dump(mode="json", exclude={"space"}),
+        "space": {d.name: _domain(d.domain) for d in plan.sweep.space.dimensions},
+        "data": {"fingerprint": plan.fingerprint, "rows": dict(plan.rows)},
+        "models": {m: weights.fingerprint(weights.locate(m, Path(), cache)) for m in models(plan.sweep)},
+        "device": plan.device,
+        "precision": plan.precision,
+        "machine": dict(hardware.describe()),
+    }
+    write_atomic(layout.resolved, yamlio.dump(content).encode())
+
+
+def _domain(domain: Domain) -> yamlio.Value:
+    """A domain as it can be written in a file."""
+    if isinstance(domain, Choice):
+        return list(domain.values)
+    return {name: value for name, value in dataclasses.asdict(domain).items() if value is not None}
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT, SIGTERM and SIGHUP; a second one ends the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if received:
+            os._exit(INTERRUPTED)
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, note) for number in numbers]
+    try:
+        yield received
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+# -------------------------------------------------------------------------------------------------- the steps
+
+
+def _train(session: Session) -> None:
+    from finetune_sweep.tune.driver import Driver
+
+    plan = session.plan
+    units = remaining(plan, session.journal.record, {})
+    if not units:
+        session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
+        return
+    count = sum(len(unit.trials) for unit in units)
+    session.display.note(
+        f"{count} of {len(plan.trials)} trials to train, in {len(units)} trainings,"
+        f" {session.engine.slots} at once on {plan.device}"
+    )
+    Driver(plan, session.layout, session.journal, session.engine, session.on_change).train()
+
+
+def _promote(session: Session, options: promote.Options) -> None:
+    """Puts the winner into `best/` and into the registry, unless it is there."""
+    from finetune_sweep.tune.driver import Driver
+
+    session.on_change()
+    winner = promote.find_winner(session.plan, session.journal.record, options.key)
+    if not _lies_in_best(session, winner.key):
+        session.display.note(f"promoting {winner.planned.label}")
+        driver = Driver(session.plan, session.layout, session.journal, session.engine, session.on_change)
+        driver.ensure_checkpoint(winner.key)
+    promote.promote(session.plan, session.journal, session.layout, session.engine.fresh, options)
+    if options.dry_run:
+        session.display.note("the winner gives its recorded metrics again; nothing was changed (--dry-run)")
+        return
+    session.mirror.flush(_MIRROR_TIMEOUT_S)
+    session.on_change()
+    promote.register(session.plan, session.journal, session.layout)
+
+
+def _lies_in_best(session: Session, key: str) -> bool:
+    promoted = session.journal.record.promoted
+    return promoted is not None and promoted.key == key and (session.layout.best / MANIFEST).exists()
+
+
+def _failed(session: Session) -> bool:
+    return any(trial.state == "failed" for trial in session.journal.record.current())
+
+
+def _show_result(session: Session) -> None:
+    layout, sweep = session.layout, session.plan.sweep
+    view = report.status(session.journal.record, sweep.name, locked=False)
+    display.show(display.render_table(view))
+    places = {
+        "model": layout.best,
+        "journal": layout.journal,
+        "MLflow": printable_uri(tracking_uri(sweep.tracking.uri, layout.storage)),
+    }
+    display.show(display.render_result(view, places))

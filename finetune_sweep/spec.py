@@ -1,0 +1,419 @@
+"""What a sweep file may say: every option once, with its type, its default and its documentation.
+
+The models are frozen, know no other keys, and convert nothing: `"3"` is not a number. Each field is marked,
+where it is defined, as entering the trial's key or not (`enters_key`): what cannot change a trial's result does not.
+`resolve.py` reads files into them; the reference of the YAML in the documents is generated from here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from finetune_sweep.space import Space
+
+RECIPE_VERSION: Final = 1
+"""Raised when a default changes or a setting means something else; adding a setting leaves it."""
+
+TaskName = Literal["text-classification"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+IN_KEY: Final = {"enters_key": True}
+NOT_IN_KEY: Final = {"enters_key": False}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PERCENT = re.compile(r"(100|[1-9]?[0-9])%")
+
+
+class Model(BaseModel):
+    """Base of all sections: frozen, strict, no unknown keys, documented by the text under each field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit, got {value!r}"
+        )
+    return value
+
+
+def _check_depth(value: object) -> object:
+    """Accepts a count of blocks, `embeddings`, `all` or a percentage."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_word = isinstance(value, str) and (value in {"embeddings", "all"} or _PERCENT.fullmatch(value))
+    if not (is_count or is_word):
+        raise ValueError(
+            f"must be a number of blocks from 0, 'embeddings', 'all' or a percentage such as '50%', got {value!r}"
+        )
+    return value
+
+
+def _by_type(value: object) -> object:
+    """Lets `linear` stand for `{type: linear}`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+FreezeDepth = Annotated[int | str, BeforeValidator(_check_depth)]
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class Constant(Model):
+    """The same learning rate throughout, after a warmup. Trials that differ only in `epochs` share their training."""
+
+    type: Literal["constant"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+
+
+class Linear(Model):
+    """A linear rise over the warmup, then a linear fall to 0 at the last step (Devlin et al. 2019)."""
+
+    type: Literal["linear"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """The same as a fraction of all steps; `warmup_steps` and `warmup_ratio` exclude each other."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Linear:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"give warmup_steps or warmup_ratio, not both, got {self.warmup_steps} and {self.warmup_ratio}"
+            )
+        return self
+
+
+LrSchedule = Annotated[Annotated[Constant | Linear, Field(discriminator="type")], BeforeValidator(_by_type)]
+
+
+class EarlyStopping(Model):
+    """Ends a training when the validation result has not improved for a while."""
+
+    patience: int = Field(ge=1, json_schema_extra=IN_KEY)
+    """Evaluations without an improvement after which the training ends."""
+    min_delta: float = Field(0.0, ge=0, json_schema_extra=IN_KEY)
+    """The least change that counts as an improvement."""
+    monitor: Literal["loss", "metric"] = Field("loss", json_schema_extra=IN_KEY)
+    """What is watched: the validation loss, or the sweep's metric."""
+
+
+class Training(Model):
+    """How a model is fine-tuned. Each setting can be fixed here or be a dimension of the space."""
+
+    learning_rate: float = Field(3e-5, gt=0, lt=10, json_schema_extra=IN_KEY)
+    """The peak learning rate."""
+    batch_size: int = Field(16, ge=1, le=65536, json_schema_extra=IN_KEY)
+    """Examples per optimizer step (the effective batch, whatever fits into memory at once)."""
+    epochs: int = Field(3, ge=1, le=10000, json_schema_extra=IN_KEY)
+    """Passes over the training data."""
+    freeze_depth: FreezeDepth = Field(0, json_schema_extra=IN_KEY)
+    """What stays as pretrained: 0 nothing, `embeddings`, k the embeddings and the first k blocks, `50%` half of
+    the blocks (rounded down), `all` everything but what follows the blocks."""
+    weight_decay: float = Field(0.01, ge=0, le=10, json_schema_extra=IN_KEY)
+    """Decoupled weight decay; biases and norms are left out."""
+    max_grad_norm: float = Field(1.0, ge=0, json_schema_extra=IN_KEY)
+    """The gradient's norm is clipped to this; 0 turns clipping off."""
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", json_schema_extra=IN_KEY)
+    """`adamw` (Loshchilov & Hutter 2019) or `sgd` without momentum."""
+    lr_schedule: LrSchedule = Field(Constant(type="constant"), json_schema_extra=IN_KEY)
+    """How the learning rate moves over the steps."""
+    early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
+    """When to end before the last epoch; `null` for never."""
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", json_schema_extra=IN_KEY)
+    """`auto` is bf16 where the hardware has it natively, else fp32; the resolved one enters the key."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65536, json_schema_extra=NOT_IN_KEY)
+    """Parts in which a batch is computed, to save memory. The effective batch stays `batch_size`."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Training:
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) must not exceed"
+                f" batch_size ({self.batch_size})"
+            )
+        return self
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+class Split(Model):
+    """How splits that the source does not have are cut."""
+
+    validation: float = Field(0.1, gt=0, lt=1, json_schema_extra=IN_KEY)
+    """The fraction that becomes the validation split."""
+    test: float = Field(0.1, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """The fraction that becomes the test split; 0 for none."""
+    seed: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """The seed of the cut."""
+    group_by: str | None = Field(None, json_schema_extra=IN_KEY)
+    """A column whose values must not be spread over two splits (a document, a patient)."""
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> Split:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation + test must leave rows to train on, got {self.validation} + {self.test}"
+            )
+        return self
+
+
+class Limit(Model):
+    """At most so many rows a split, drawn with the classes in their proportions."""
+
+    train: int | None = Field(None, ge=2, json_schema_extra=IN_KEY)
+    """Rows to train on."""
+    validation: int | None = Field(None, ge=2, json_schema_extra=IN_KEY)
+    """Rows to validate on."""
+    test: int | None = Field(None, ge=2, json_schema_extra=IN_KEY)
+    """Rows of the test split."""
+    seed: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """The seed of the draw."""
+
+
+class Clean(Model):
+    """What is mended in the data before anything else; each step reports what it did."""
+
+    strip: bool = Field(default=True, json_schema_extra=IN_KEY)
+    """White space around texts is removed."""
+    drop_empty: bool = Field(default=True, json_schema_extra=IN_KEY)
+    """Rows without text are dropped."""
+    drop_duplicates: bool = Field(default=True, json_schema_extra=IN_KEY)
+    """Rows that repeat another row of their split, text and label, are dropped."""
+    drop_leaked: bool = Field(default=True, json_schema_extra=IN_KEY)
+    """Training rows whose text also stands in validation or test are dropped."""
+
+
+class Data(Model):
+    """Where the examples come from, and what is made of them."""
+
+    source: str | None = Field(None, min_length=1, json_schema_extra=IN_KEY)
+    """`example:NAME`, `hub:ORG/NAME`, a file (csv, tsv, json, jsonl, parquet) or a folder."""
+    files: dict[str, str] | None = Field(None, json_schema_extra=IN_KEY)
+    """Instead of `source`: one file for each of `train`, `validation`, `test`."""
+    columns: dict[str, str] = Field(default_factory=dict, json_schema_extra=IN_KEY)
+    """The task's columns, and what they are called in the source."""
+    max_length: int = Field(128, ge=4, le=131072, json_schema_extra=IN_KEY)
+    """Tokens after which an input is cut. Searchable as `data.max_length`."""
+    split: Split = Field(Split.model_construct(), json_schema_extra=IN_KEY)
+    """How missing splits are cut."""
+    limit: Limit | None = Field(None, json_schema_extra=IN_KEY)
+    """An upper bound on the rows, for quick sweeps."""
+    clean: Clean = Field(Clean.model_construct(), json_schema_extra=IN_KEY)
+    """What is cleaned."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.source is None) == (self.files is None):
+            raise ValueError(
+                "needs `source` (example:NAME, hub:ORG/NAME, a file or a folder), or `files: {train: ...}`"
+            )
+        if self.files is not None:
+            unknown = sorted(set(self.files) - {"train", "validation", "test"})
+            if unknown or "train" not in self.files:
+                raise ValueError(
+                    f"files: must name train, and may name validation and test, got {', '.join(self.files) or 'nothing'}"
+                )
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ search
+
+
+class Grid(Model):
+    """Every combination of the space, once."""
+
+    type: Literal["grid"] = Field(json_schema_extra=NOT_IN_KEY)
+    """The name of the search."""
+    max_trials: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
+    """Only the first so many trials of the grid."""
+    max_hours: float | None = Field(None, gt=0, json_schema_extra=NOT_IN_KEY)
+    """No further trial is started after so many hours of one run."""
+
+
+class Random(Model):
+    """Independent draws from the space. More `trials` later keep the first ones."""
+
+    type: Literal["random"] = Field(json_schema_extra=NOT_IN_KEY)
+    """The name of the search."""
+    trials: int = Field(ge=1, le=1_000_000, json_schema_extra=NOT_IN_KEY)
+    """How many configurations are drawn."""
+    seed: int = Field(0, ge=0, json_schema_extra=NOT_IN_KEY)
+    """The seed of the draws."""
+    max_hours: float | None = Field(None, gt=0, json_schema_extra=NOT_IN_KEY)
+    """No further trial is started after so many hours of one run."""
+
+
+Search = Annotated[Annotated[Grid | Random, Field(discriminator="type")], BeforeValidator(_by_type)]
+
+
+class Metric(Model):
+    """What the search maximises or minimises on the validation split."""
+
+    name: str = Field(min_length=1, json_schema_extra=NOT_IN_KEY)
+    """One of the task's metrics."""
+    mode: Literal["max", "min"] | None = Field(None, json_schema_extra=NOT_IN_KEY)
+    """The better direction; the task knows it, so this only states it again."""
+    epoch: Literal["best", "last"] = Field("best", json_schema_extra=NOT_IN_KEY)
+    """Whether a trial counts by its best evaluation (ties: the earliest) or its last."""
+
+
+def _metric(value: object) -> object:
+    """Lets `accuracy` stand for `{name: accuracy}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Selection(Model):
+    """How the winner is chosen among the trials."""
+
+    finalists: Literal[0] = Field(0, json_schema_extra=NOT_IN_KEY)
+    """Configurations that are run again on fresh seeds; 0 takes the best trial as it is."""
+
+
+class Resources(Model):
+    """What one trial occupies; the slots of the machine or the cluster follow from it."""
+
+    cpu: float = Field(1, gt=0, json_schema_extra=NOT_IN_KEY)
+    """Processor cores; the threads of a trial are the whole cores of it, at least one."""
+    gpu: float = Field(0, ge=0, json_schema_extra=NOT_IN_KEY)
+    """GPUs: a whole number, or a fraction below 1 to share one."""
+
+    @model_validator(mode="after")
+    def _whole_above_one(self) -> Resources:
+        for name, value in (("cpu", self.cpu), ("gpu", self.gpu)):
+            if value > 1 and value != int(value):
+                raise ValueError(f"{name} must be a fraction up to 1 or a whole number, got {value}")
+        return self
+
+    @property
+    def threads(self) -> int:
+        """The threads that a trial computes with."""
+        return max(1, int(self.cpu))
+
+
+class Tracking(Model):
+    """Where MLflow keeps the record."""
+
+    uri: str = Field("sqlite:///mlflow.db", json_schema_extra=NOT_IN_KEY)
+    """An MLflow tracking URI; a relative sqlite file lies beside the storage folder."""
+    experiment: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)
+    """The experiment; by default the name of the sweep."""
+    registered_model: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)
+    """The registered model whose alias `champion` moves; by default the name of the sweep."""
+
+    @model_validator(mode="after")
+    def _is_database_or_server(self) -> Tracking:
+        scheme = self.uri.partition(":")[0]
+        if ":" not in self.uri or scheme == "file":
+            raise ValueError(
+                f"uri must be a database (sqlite:///mlflow.db) or a server (http://...), got {self.uri!r}"
+            )
+        return self
+
+
+class Sweep(Model):
+    """One YAML file: one search over one task, one winner."""
+
+    name: Name = Field(json_schema_extra=NOT_IN_KEY)
+    """The sweep's name, and the name of its folder in the storage."""
+    task: TaskName = Field(json_schema_extra=IN_KEY)
+    """What the model is fine-tuned to do."""
+    model: str = Field(min_length=1, json_schema_extra=IN_KEY)
+    """`example:NAME`, `hub:ORG/NAME[@revision]` or a folder. Searchable: then it is not needed here."""
+    data: Data = Field(json_schema_extra=IN_KEY)
+    """The labelled examples."""
+    space: Space = Field(Space(()), json_schema_extra=NOT_IN_KEY)
+    """The dimensions that are searched: written here, a file, or a list of both where later ones override."""
+    search: Search = Field(Grid(type="grid"), json_schema_extra=NOT_IN_KEY)
+    """How the space is searched."""
+    metric: Annotated[Metric, BeforeValidator(_metric)] = Field(json_schema_extra=NOT_IN_KEY)
+    """What is optimised on the validation split."""
+    training: Training = Field(Training.model_construct(), json_schema_extra=IN_KEY)
+    """The settings that are fixed."""
+    seed: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """The seed of every trial: order of the data, new weights, dropout."""
+    resources_per_trial: Resources = Field(Resources.model_construct(), json_schema_extra=NOT_IN_KEY)
+    """What a trial occupies."""
+    max_concurrent: int | None = Field(None, ge=1, json_schema_extra=NOT_IN_KEY)
+    """At most so many trials at once; by default as many as the resources allow."""
+    device: Device = Field("auto", json_schema_extra=NOT_IN_KEY)
+    """`auto` is cuda when the trial has a GPU, else mps where there is one, else cpu."""
+    selection: Selection = Field(Selection.model_construct(), json_schema_extra=NOT_IN_KEY)
+    """How the winner is chosen."""
+    retries: int = Field(2, ge=0, le=100, json_schema_extra=NOT_IN_KEY)
+    """How often a trial whose worker was lost is run again."""
+    keep_checkpoints: int = Field(3, ge=1, json_schema_extra=NOT_IN_KEY)
+    """How many of the sweep's best trials keep their checkpoint on disk."""
+    tracking: Tracking = Field(Tracking.model_construct(), json_schema_extra=NOT_IN_KEY)
+    """Where MLflow keeps the record."""
+    storage: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)
+    """The folder that holds sweeps; by default `runs` in the working directory."""
+    cache: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)
+    """The folder for what can be computed again; by default in the user's cache folder."""
+
+    @property
+    def experiment(self) -> str:
+        """The MLflow experiment."""
+        return self.tracking.experiment or self.name
+
+    @property
+    def registered_model(self) -> str:
+        """The name in the MLflow model registry."""
+        return self.tracking.registered_model or self.name
+
+
+TASK_NAMES: Final[tuple[str, ...]] = get_args(TaskName)
+
+
+def searchable(name: str) -> bool:
+    """Whether a dimension of a space may have this name: a setting of `training`, `model` or `data.max_length`."""
+    return name in {"model", "data.max_length"} or name in setting_names(Training)
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of all settings of a section, nested ones dotted, in the order of their definition."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        for nested in nested_models(field.annotation):
+            names += [n for n in setting_names(nested, f"{prefix}{name}.") if n not in names]
+    return names
+
+
+def is_fractional(name: str) -> bool:
+    """Whether a setting is a number with a fraction, so that a range from 0 to 1 means what lies between."""
+    sections: list[type[BaseModel]] = [Training]
+    *parents, last = name.split(".")
+    for parent in parents:
+        sections = [
+            nested
+            for section in sections
+            if parent in section.model_fields
+            for nested in nested_models(section.model_fields[parent].annotation)
+        ]
+    return any(
+        last in section.model_fields and section.model_fields[last].annotation is float for section in sections
+    )
+
+
+def nested_models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a type expression has no narrower type
+    """The sections that a field may hold: one, the members of a union, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in nested_models(part)]
+
+
+def default_storage() -> Path:
+    """`runs` in the working directory."""
+    return Path("runs").absolute()

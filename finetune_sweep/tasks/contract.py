@@ -1,0 +1,281 @@
+"""What makes one task differ from another: its columns, encoding, model class, loss and metrics.
+
+A task holds no state, and neither torch nor transformers is loaded before one of its methods needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import numpy as np
+
+from finetune_sweep.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Mode = Literal["max", "min"]
+"""Whether more of a metric is better, or less."""
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Where the tokenizers of transformers keep their vocabularies."""
+
+Batch = dict[str, "torch.Tensor"]
+"""What a model is called with, by argument name, and `labels`; the first axis of each is the batch."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a task's rows.
+
+    Args:
+        name: What the task calls it.
+        required: Whether rows cannot do without it.
+        description: What it holds, for documents and messages.
+        kind: `text` is input, stripped and compared when rows are cleaned; `class` is a label, the same for
+            all rows of a class.
+    """
+
+    name: str
+    required: bool
+    description: str
+    kind: Literal["text", "class"] = "text"
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, end to end.
+
+    Args:
+        values: Shape `(total, *tail)`.
+        offsets: Shape `(rows + 1,)`, int64, from 0 to `total`; row `i` is
+            `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: NDArray[np.generic]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.generic]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        """Packs rows of integers, at 4 bytes a value."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        values = np.fromiter((value for row in rows for value in row), dtype=np.int32, count=int(offsets[-1]))
+        return cls(values, offsets)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split, ready to be batched.
+
+    Args:
+        columns: By name, an array of shape `(rows, ...)` or a `Ragged`; all of equally many rows.
+    """
+
+    columns: Mapping[str, NDArray[np.generic] | Ragged]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Returns the tokens of each row, shape `(rows,)`: of its longest ragged column, or 1 without any."""
+        ragged = [np.diff(column.offsets) for column in self.columns.values() if isinstance(column, Ragged)]
+        return np.maximum.reduce(ragged) if ragged else np.ones(len(self), dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        """Writes one or two `.npy` files a column into an existing folder."""
+        for name, column in self.columns.items():
+            if isinstance(column, Ragged):
+                np.save(folder / f"{name}.values.npy", column.values)
+                np.save(folder / f"{name}.offsets.npy", column.offsets)
+            else:
+                np.save(folder / f"{name}.npy", column)
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoded:
+        """Reads what `save` wrote, mapped into memory: processes share it, and it is read as it is used."""
+        arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+        columns: dict[str, NDArray[np.generic] | Ragged] = {}
+        for stem, array in arrays.items():
+            name, _, part = stem.partition(".")
+            if part == "values":
+                columns[name] = Ragged(array, arrays[f"{name}.offsets"])
+            elif not part:
+                columns[name] = array
+        return cls(columns)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model said about each row, as the metrics need it.
+
+    Args:
+        values: What it said, shape `(rows, ...)`; logits of shape `(rows, classes)` for a classification.
+        labels: What is right, shape `(rows, ...)`.
+        losses: The loss of each row, shape `(rows,)`, float32.
+    """
+
+    values: NDArray[np.generic]
+    labels: NDArray[np.generic]
+    losses: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    @classmethod
+    def join(cls, parts: Sequence[Predictions], rows: NDArray[np.int64]) -> Predictions:
+        """Joins the batches of one pass and undoes their order.
+
+        Args:
+            parts: One for each batch.
+            rows: Shape `(rows,)`; the row of the split that each joined row is, a permutation.
+        """
+        order = np.argsort(rows)
+        return cls(
+            values=np.concatenate([part.values for part in parts])[order],
+            labels=np.concatenate([part.labels for part in parts])[order],
+            losses=np.concatenate([part.losses for part in parts])[order],
+        )
+
+    def save(self, file: Path) -> None:
+        """Writes an `.npz` file."""
+        np.savez(file, values=self.values, labels=self.labels, losses=self.losses)
+
+    @classmethod
+    def load(cls, file: Path) -> Predictions:
+        """Reads what `save` wrote; nothing is unpickled."""
+        with np.load(file, allow_pickle=False) as arrays:
+            return cls(arrays["values"], arrays["labels"], arrays["losses"])
+
+
+class Output(Protocol):
+    """What a model returns; tasks read further fields where their models have them."""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """Shape `(batch, ...)`."""
+
+
+class Task(Protocol):
+    """All that the rest of the package needs to know of a task."""
+
+    @property
+    def name(self) -> str:
+        """What a sweep file calls it."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of its rows, inputs first."""
+
+    @property
+    def metrics(self) -> Mapping[str, Mode]:
+        """What `score` returns, and which way is better."""
+
+    def classes(self, train: Dataset) -> tuple[str, ...]:
+        """Returns the classes of the training rows in their order: the place of a class is its index.
+
+        Raises:
+            UserError: There is nothing to tell apart.
+        """
+
+    def encode(
+        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str], max_length: int
+    ) -> Encoded:
+        """Turns rows into numbers, cut after `max_length` tokens.
+
+        Raises:
+            UserError: A row has a label that is not among the classes.
+        """
+
+    def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
+        """Makes one batch of the given rows, in their order, padded to the longest; int64 on the CPU."""
+
+    def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+        """Loads the pretrained model in float32 and gives it the task's head.
+
+        Returns:
+            The model, and the sorted names of the parameters that the checkpoint does not have, whose values
+            are random: the caller draws them again from its own seed.
+
+        Raises:
+            UserError: The folder does not hold a model that can do the task.
+        """
+
+    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output."""
+
+    def predict(self, output: Output, batch: Batch) -> Predictions:
+        """Returns what the metrics need of one batch, in the order of its rows."""
+
+    def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
+        """Returns every metric of the task; all are NaN when a prediction is not finite, and only then."""
+
+    def input_example(self) -> list[str]:
+        """Returns inputs such as a served model takes."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model folder, without a network and without code from the folder.
+
+    A tokenizer without a padding token, as decoders have it, pads with its end-of-sequence token: the
+    attention mask tells the two apart.
+
+    Raises:
+        UserError: The folder has no tokenizer, or one that can neither pad nor end a sequence.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # transformers would make an empty one
+        raise UserError(f"{folder}: holds no tokenizer, none of {', '.join(TOKENIZER_FILES)}")
+    try:
+        with quiet_loading():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder}: no tokenizer can be loaded from this folder: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{folder}: the tokenizer has neither a padding nor an end-of-sequence token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keeps transformers' progress bars and its report about a new head, which is expected, to itself."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity(logging.ERROR)
+    library.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Training one trajectory: weights, architectures, layers, optimizers, data and the loop."""

@@ -1,0 +1,173 @@
+"""Embeddings, ordered blocks and head of a model, told apart by the names of its parameters.
+
+The one place that knows architectures. It reads names and numbers only, so that a sweep file can be
+checked, and the size of what a freeze depth trains be told, before any weights are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from math import prod
+from typing import Literal
+
+from finetune_sweep.errors import UserError, nearest
+
+Part = int | Literal["embeddings", "head"]
+Depth = int | Literal["embeddings"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the models of one type name their parameters and count their blocks.
+
+    Args:
+        prefix: The base model's attribute in a model with a head; absent in files of the base model.
+        embeddings: Modules that come before the first block.
+        blocks: The list of blocks; their index follows.
+        count: The key of ``config.json`` that tells how many blocks there are.
+    """
+
+    prefix: str
+    embeddings: tuple[str, ...]
+    blocks: str
+    count: str = "num_hidden_layers"
+
+
+_BERT = Family(prefix="bert", embeddings=("embeddings",), blocks="encoder.layer")
+_ROBERTA = Family(prefix="roberta", embeddings=("embeddings",), blocks="encoder.layer")
+_LLAMA = Family(prefix="model", embeddings=("embed_tokens",), blocks="layers")
+
+FAMILIES: Mapping[str, Family] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "distilbert": Family("distilbert", ("embeddings",), "transformer.layer", count="n_layers"),
+    "electra": Family("electra", ("embeddings", "embeddings_project"), "encoder.layer"),
+    "gpt2": Family("transformer", ("wte", "wpe", "drop"), "h", count="n_layer"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of one model, in the order in which a text passes them.
+
+    Args:
+        model_type: The family's name in ``config.json``.
+        blocks: How many blocks lie between embeddings and head.
+        name: What messages call the model.
+    """
+
+    model_type: str
+    blocks: int
+    name: str
+
+    def part_of(self, parameter_name: str) -> Part:
+        """Returns where a parameter belongs: embeddings, the index of its block, or the head.
+
+        The head is everything after the blocks: final norm, pooler, classifier and language-model head.
+        Names with and without the base model's prefix are understood.
+        """
+        family = FAMILIES[self.model_type]
+        name = parameter_name.removeprefix(f"{family.prefix}.")
+        if any(name.startswith(f"{module}.") for module in family.embeddings):
+            return "embeddings"
+        block = re.match(rf"{re.escape(family.blocks)}\.(\d+)\.", name)
+        return int(block[1]) if block else "head"
+
+
+def describe(config: Mapping[str, object], name: str = "") -> Architecture:
+    """Reads the architecture from a model's configuration.
+
+    Args:
+        config: The content of ``config.json``.
+        name: What messages call the model; its type when empty.
+
+    Raises:
+        UserError: The family is not in ``FAMILIES``, or the configuration does not tell the blocks.
+    """
+    model_type = config.get("model_type")
+    subject = f"{name}: " if name else ""
+    if not isinstance(model_type, str):
+        raise UserError(
+            f"{subject}config.json has no model_type, so embeddings, blocks and head cannot be told apart"
+        )
+    if model_type not in FAMILIES:
+        raise UserError(
+            f"{subject}where embeddings, blocks and head lie in a model of type '{model_type}' is not known; "
+            f"known are {', '.join(FAMILIES)}{nearest(model_type, FAMILIES)}"
+        )
+    key = FAMILIES[model_type].count
+    blocks = config.get(key)
+    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
+        raise UserError(
+            f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
+        )
+    return Architecture(model_type=model_type, blocks=blocks, name=name or model_type)
+
+
+def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:
+    """Turns a ``freeze_depth`` of a sweep file into the number of frozen blocks.
+
+    Args:
+        depth: A number of blocks, ``embeddings``, a percentage of the blocks such as ``50%`` (rounded
+            down), or ``all``.
+        architecture: The model that it is for.
+
+    Returns:
+        0 when nothing is frozen, ``"embeddings"`` when only these are, else how many blocks are frozen
+        together with the embeddings.
+
+    Raises:
+        UserError: The model has fewer blocks, or the word is not known.
+    """
+    blocks = architecture.blocks
+    if depth == "embeddings":
+        return "embeddings"
+    if depth == "all":
+        return blocks
+    share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)%", depth) if isinstance(depth, str) else None
+    if share and Decimal(share[1]) <= 100:
+        return int(blocks * Decimal(share[1]) / 100)
+    if isinstance(depth, int) and not isinstance(depth, bool) and 0 <= depth <= blocks:
+        return depth
+    hint = nearest(depth, ("embeddings", "all")) if isinstance(depth, str) else ""
+    raise UserError(
+        f"freeze_depth {depth}: {architecture.name} has {blocks} blocks; "
+        f"write 0 to {blocks}, embeddings, 0% to 100%, or all{hint}"
+    )
+
+
+def is_frozen(part: Part, depth: Depth) -> bool:
+    """Tells whether a part of the model is frozen at a resolved depth."""
+    if part == "head" or depth == 0:
+        return False
+    if part == "embeddings":
+        return True
+    return depth != "embeddings" and part < depth
+
+
+def trained_parameters(
+    shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, depth: Depth
+) -> tuple[int, int]:
+    """Counts what a freeze depth trains.
+
+    Args:
+        shapes: Parameter name to shape, of a file or of a model. A head that the file does not hold is
+            not counted, a pretraining head that it does hold is.
+        architecture: The model that they belong to.
+        depth: As ``resolve_depth`` returns it.
+
+    Returns:
+        Number of trained values, and of all values.
+    """
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    trained = sum(size for name, size in sizes.items() if not is_frozen(architecture.part_of(name), depth))
+    return trained, sum(sizes.values())

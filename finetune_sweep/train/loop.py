@@ -1,0 +1,427 @@
+"""The training loop: a generator of evaluations that knows no Ray, no MLflow, no file and no terminal.
+
+Every random number comes from a generator keyed by (seed, purpose, epoch, step), and everything else is a
+function of the step and of the history. So a run equals the beginning of a longer one (where the schedule
+does not look at the length), a resumed run equals an uninterrupted one, and what ran before in the process
+does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+
+from finetune_sweep.errors import StorageError, TrialError
+from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Output, Predictions, Task
+from finetune_sweep.train import layers, optim
+from finetune_sweep.train.architecture import Architecture, Depth
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from finetune_sweep.spec import EarlyStopping, Training
+T = TypeVar("T")
+Precision = Literal["fp32", "bf16"]
+
+EVALUATION_BATCH: Final = 64
+"""Rows evaluated at once; fixed, so that a metric does not depend on the training's batch size."""
+_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: what is trained, on what, and how.
+
+    Attributes:
+        task: What makes the batches, the losses and the metrics.
+        train: The encoded training split.
+        validation: The encoded validation split.
+        classes: The task's classes, in the order of the labels.
+        settings: The training settings; `epochs` is the longest of the trials that share this run.
+        depth: `settings.freeze_depth`, resolved for this architecture.
+        seed: The seed of the trial: order, new weights, dropout.
+        device: `cpu`, `cuda` or `mps`.
+        precision: `bf16` computes in bfloat16 under autocast; weights, optimizer and losses stay in fp32.
+        metric: The metric of the sweep, one of the task's.
+        mode: Its better direction.
+        pad_token_id: What fills the rows of a batch.
+        arch: Where the model's embeddings, blocks and head are.
+    """
+
+    task: Task
+    train: Encoded
+    validation: Encoded
+    classes: tuple[str, ...]
+    settings: Training
+    depth: Depth
+    seed: int
+    device: str
+    precision: Precision
+    metric: str
+    mode: Mode
+    pad_token_id: int
+    arch: Architecture
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the loop yields once an epoch. Two of them are equal if the results are: times do not count.
+
+    Attributes:
+        epoch: Epochs trained, from 1.
+        step: Optimizer steps taken.
+        examples: Training examples seen, repetitions counted.
+        train_loss: Mean over the epoch of the loss of each example at the moment it was trained on.
+        learning_rate: That of the last step.
+        metrics: Of the validation split, with `loss`.
+        train_seconds: Wall time of training this epoch.
+        eval_seconds: Wall time of this evaluation.
+        micro_batch: Examples computed at once, at most.
+        stopped: Whether early stopping ended the training here.
+    """
+
+    epoch: int
+    step: int
+    examples: int
+    train_loss: float
+    learning_rate: float
+    metrics: Mapping[str, float]
+    train_seconds: float = field(compare=False)
+    eval_seconds: float = field(compare=False)
+    micro_batch: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a fresh state needs to continue from an evaluation.
+
+    Attributes:
+        tensors: Copies on the CPU, flat, as safetensors stores them: `model.<name>` for what training
+            changes, `optimizer.<slot>.<name>` for the optimizer's moments.
+        epoch: Epochs trained.
+        step: Optimizer steps taken.
+        micro_batch: Examples computed at once, at most.
+        history: All evaluations so far.
+    """
+
+    tensors: Mapping[str, Tensor]
+    epoch: int
+    step: int
+    micro_batch: int
+    history: tuple[Evaluation, ...]
+
+
+@dataclass
+class LoopState:
+    """Where a training run stands: the one place of everything that moves.
+
+    Attributes:
+        model: The model, on the job's device.
+        optimizer: Over the trained parameters.
+        changed: Live tensors that training can change, by their name in the model's `state_dict`.
+        micro_batch: Examples computed at once, at most; halved when memory runs out.
+        epoch: Epochs trained.
+        step: Optimizer steps taken.
+        history: All evaluations so far.
+        predictions: Those of the last evaluation in this process, for each validation row in order.
+    """
+
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    changed: Mapping[str, Tensor]
+    micro_batch: int
+    epoch: int = 0
+    step: int = 0
+    history: list[Evaluation] = field(default_factory=list)
+    predictions: Predictions | None = None
+
+    def state_dict(self) -> Snapshot:
+        """Copies the state; meant for the moment when `fit` has yielded an evaluation."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.changed.items()}
+        for name, parameter in self._optimized():
+            for slot, tensor in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{slot}.{name}"] = tensor
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        return Snapshot(copies, self.epoch, self.step, self.micro_batch, tuple(self.history))
+
+    def load_state_dict(self, snapshot: Snapshot) -> None:
+        """Continues from a snapshot, in a state that `start` made from the same job.
+
+        Raises:
+            StorageError: If the snapshot is of another model or depth.
+        """
+        stored = {name.removeprefix("model.") for name in snapshot.tensors if name.startswith("model.")}
+        if different := sorted(stored ^ set(self.changed)):
+            raise StorageError(
+                f"the checkpoint holds other tensors than this training changes; {len(different)} differ,"
+                f" such as {different[0]}"
+            )
+        for name, tensor in self.changed.items():
+            tensor.copy_(snapshot.tensors[f"model.{name}"])
+        self._load_optimizer(snapshot.tensors)
+        self.epoch, self.step, self.micro_batch = snapshot.epoch, snapshot.step, snapshot.micro_batch
+        self.history = list(snapshot.history)
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        moments: dict[int, dict[str, Tensor]] = {}
+        numbers = {name: number for number, (name, _) in enumerate(self._optimized())}
+        for key, tensor in tensors.items():
+            part, _, rest = key.partition(".")
+            if part == "optimizer":
+                slot, _, name = rest.partition(".")
+                moments.setdefault(numbers[name], {})[slot] = tensor.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _optimized(self) -> list[tuple[str, nn.Parameter]]:
+        """The optimizer's parameters with their names, in the optimizer's order."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [(names[p], p) for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A seed of 63 bits for one purpose: `derive_seed(seed, "dropout", epoch, step)`."""
+    digest = hashlib.sha256(json.dumps([seed, *purpose]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> LoopState:
+    """Makes a model ready to be trained: new weights drawn by the seed, frozen to its depth, on its device.
+
+    Args:
+        job: The run.
+        model: Fresh from `task.build_model`, or one that was trained before and whose pretrained tensors have
+            been restored; gradients, frozen parts and new parameters are set anew here.
+        new_parameters: Names of the parameters that were not pretrained, as `task.build_model` returned them.
+    """
+    layers.initialize_new(model, new_parameters, derive_seed(job.seed, "head"))
+    layers.freeze(model, job.arch, job.depth)
+    model.to(job.device)  # type: ignore[arg-type]
+    return LoopState(
+        model=model,
+        optimizer=optim.build_optimizer(model, job.settings),
+        changed=layers.changed_tensors(model, job.arch, job.depth),
+        micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
+    )
+
+
+def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
+    """Trains from where the state stands, and yields an evaluation after each epoch.
+
+    When an evaluation is yielded, the state belongs to it: copy it, store it, or stop here.
+
+    Args:
+        job: The run.
+        state: From `start`, or a snapshot loaded into one; moved on in place.
+
+    Raises:
+        TrialError: `out_of_memory` if one example at a time is still too much; `diverged` if the loss, the
+            gradient or the metric is not a finite number.
+    """
+    while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
+        started = time.perf_counter()
+        train_loss = _train_epoch(job, state)
+        trained = time.perf_counter()
+        predictions = evaluate(
+            state.model,
+            job.task,
+            job.validation,
+            device=job.device,
+            precision=job.precision,
+            pad_token_id=job.pad_token_id,
+        )
+        metrics = job.task.score(predictions, job.classes)
+        _check_metrics(metrics, state.epoch)
+        evaluation = Evaluation(
+            epoch=state.epoch,
+            step=state.step,
+            examples=state.epoch * len(job.train),
+            train_loss=train_loss,
+            learning_rate=state.optimizer.param_groups[0]["lr"],
+            metrics=metrics,
+            train_seconds=trained - started,
+            eval_seconds=time.perf_counter() - trained,
+            micro_batch=state.micro_batch,
+            stopped=_stops(job, [*(e.metrics for e in state.history), metrics]),
+        )
+        state.history.append(evaluation)
+        state.predictions = predictions
+        yield evaluation
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    encoded: Encoded,
+    *,
+    device: str,
+    precision: Precision,
+    pad_token_id: int,
+) -> Predictions:
+    """Predicts every row of a split, in eval mode.
+
+    Batches are of `EVALUATION_BATCH` rows of similar length, always the same ones; one that does not fit into
+    memory is halved.
+
+    Returns:
+        One row for each row of the split, in its order.
+
+    Raises:
+        TrialError: `out_of_memory` if one row is too much.
+    """
+    model.eval()
+
+    def predict(rows: NDArray[np.int64]) -> list[Predictions]:
+        def forward() -> Predictions:
+            batch = _to_device(task.collate(encoded, rows, pad_token_id), device)
+            return task.predict(_forward(model, batch, device, precision), batch)
+
+        predictions = _unless_out_of_memory(forward)
+        if predictions is not None:
+            return [predictions]
+        if len(rows) == 1:
+            raise TrialError("out of memory while evaluating one row at a time", "out_of_memory")
+        middle = len(rows) // 2
+        return [*predict(rows[:middle]), *predict(rows[middle:])]
+
+    order = np.argsort(encoded.lengths(), kind="stable")
+    with torch.inference_mode():
+        batches = [order[i : i + EVALUATION_BATCH] for i in range(0, len(order), EVALUATION_BATCH)]
+        return Predictions.join([part for rows in batches for part in predict(rows)], order)
+
+
+def _train_epoch(job: Job, state: LoopState) -> float:
+    """Moves the state on by one epoch; returns the mean loss of the training examples.
+
+    Losses stay on an accelerator until the end of the epoch: reading each would make it wait for every step.
+    """
+    epoch = state.epoch + 1
+    layers.train_mode(state.model, job.arch, job.depth)
+    order = np.random.default_rng(derive_seed(job.seed, "order", epoch)).permutation(len(job.train))
+    size, settings = job.settings.batch_size, job.settings
+    total_steps = settings.epochs * math.ceil(len(order) / size)
+    losses: list[Tensor] = []
+    for first in range(0, len(order), size):
+        rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, state.step, total_steps)
+        optim.set_learning_rate(state.optimizer, rate)
+        losses.append(_train_step(job, state, order[first : first + size]))
+        if job.device == "cpu":
+            _check_loss(losses[-1].item(), epoch, state.step)
+    state.epoch = epoch
+    mean = float(torch.stack(losses).cpu().double().sum()) / len(order)
+    _check_loss(mean, epoch, state.step)
+    return mean
+
+
+def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> Tensor:
+    """Takes one optimizer step, in micro-batches that fit into memory; returns the sum of the losses."""
+    while (loss := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
+        state.optimizer.zero_grad(set_to_none=True)
+        micro_batch = min(state.micro_batch, len(rows))
+        if micro_batch == 1:
+            raise TrialError("out of memory while training on one example at a time", "out_of_memory")
+        state.micro_batch = math.ceil(micro_batch / 2)
+    step = _unless_out_of_memory(lambda: _update(job, state))
+    if step is None:
+        # The first step allocates the moments; what a smaller micro-batch would save is free by then.
+        raise TrialError("out of memory for the state of the optimizer", "out_of_memory")
+    state.step = step
+    return loss
+
+
+def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> Tensor:
+    """Computes the gradient of the mean loss of a batch; returns the sum of the losses."""
+    state.optimizer.zero_grad(set_to_none=True)
+    losses: list[Tensor] = []
+    for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
+        part = rows[first : first + state.micro_batch]
+        batch = _to_device(job.task.collate(job.train, part, job.pad_token_id), job.device)
+        # Dropout layers draw from the process's generator and take no other.
+        torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
+        loss = job.task.losses(_forward(state.model, batch, job.device, job.precision), batch).sum()
+        (loss / len(rows)).backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _update(job: Job, state: LoopState) -> int:
+    """Clips the gradient and moves the weights; returns the number of steps taken by then."""
+    if job.settings.max_grad_norm:
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm)
+    state.optimizer.step()
+    return state.step + 1
+
+
+def _forward(model: nn.Module, batch: Batch, device: str, precision: Precision) -> Output:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return cast("Output", model(**inputs))
+
+
+def _to_device(batch: Batch, device: str) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host's or the accelerator's memory is used up."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
+    """Returns what was computed, or None if memory ran out; by then the error holds no tensors any more."""
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
+def _check_loss(loss: float, epoch: int, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrialError(f"the training loss became {loss} in epoch {epoch}, by step {step}", "diverged")
+
+
+def _check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise TrialError(f"the validation {name} became {value} in epoch {epoch}", "diverged")
+
+
+def _stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
+    settings = job.settings.early_stopping
+    if settings is None:
+        return False
+    name, mode = ("loss", "min") if settings.monitor == "loss" else (job.metric, job.mode)
+    sign = -1.0 if mode == "min" else 1.0
+    return stops_early([sign * m[name] for m in metrics], settings)
+
+
+def stops_early(scores: Sequence[float], settings: EarlyStopping) -> bool:
+    """Whether training ends after the last of these evaluations: `patience` of them in a row brought nothing.
+
+    Args:
+        scores: One for each evaluation so far; higher is better.
+        settings: An improvement is above the best so far, by at least `min_delta`.
+    """
+    best, waited = -math.inf, 0
+    for score in scores:
+        if score > best and score - best >= settings.min_delta:
+            best, waited = score, 0
+        else:
+            waited += 1
+    return waited >= settings.patience

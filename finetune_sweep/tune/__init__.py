@@ -1,0 +1,1 @@
+"""How work units reach workers: Ray Tune runs them, the journal says what came of them."""

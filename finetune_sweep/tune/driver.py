@@ -1,0 +1,189 @@
+"""The driver: hands the work units that are missing to Ray Tune, and writes down what comes of them.
+
+Ray Tune executes and nothing more. When its run returns, the journal says what is still missing, and a new run takes
+that on; what Tune itself thinks of a trial is never asked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import tune
+
+from finetune_sweep.errors import StorageError, SweepError
+from finetune_sweep.journal import CheckpointRemoved, CheckpointWritten, Event, Failure, Journal, TrialEnded, TrialRecord
+from finetune_sweep.layout import Layout, check_folder, remove_folder
+from finetune_sweep.plan import Plan, WorkUnit, remaining
+from finetune_sweep.tune.engine import Engine
+from finetune_sweep.tune.search import UnitSearcher
+from finetune_sweep.tune.worker import Assignment, UnitTrainable
+
+
+@dataclass
+class Driver:
+    """One sweep being trained.
+
+    Args:
+        on_change: Called after every change of the journal, and now and then; may raise what is to end the run.
+        failures: How often the trials of this run failed by a fault of their own.
+    """
+
+    plan: Plan
+    layout: Layout
+    journal: Journal
+    engine: Engine
+    on_change: Callable[[], None]
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def train(self) -> None:
+        """Trains what is missing, in rounds, until every trial has a result or has failed by its own fault.
+
+        Raises:
+            SweepError: If the first work unit has a fault, since all others would have it too.
+            BaseException: What `on_change` raised.
+        """
+        self._remove_orphans()
+        hours = self.plan.sweep.search.max_hours
+        deadline = time.monotonic() + hours * 3600 if hours is not None else None
+        for _ in range(self.plan.sweep.retries + 1):
+            units = remaining(self.plan, self.journal.record, self.failures)
+            if not units or (deadline is not None and time.monotonic() > deadline):
+                return
+            self._fit(UnitSearcher(units, self.bar, deadline), len(units))
+        lost = remaining(self.plan, self.journal.record, self.failures)
+        failure = Failure("lost_worker", f"the worker was lost {self.plan.sweep.retries + 1} times")
+        self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for unit in lost for t in unit.trials))
+
+    def ensure_checkpoint(self, key: str) -> None:
+        """Trains a finished trial again if its checkpoint is gone or damaged; its recorded values stand.
+
+        Raises:
+            StorageError: If it could not be made again.
+        """
+        if self._has_checkpoint(self.journal.record.trials[key]):
+            return
+        trial = next(trial for trial in self.plan.trials if trial.key == key)
+        assignment = Assignment(WorkUnit((trial,)), rebuild=key)
+        self._fit(_Once(assignment), 1)
+        if not self._has_checkpoint(self.journal.record.trials[key]):
+            raise StorageError(f"the checkpoint of trial {key} is missing and could not be made again")
+
+    def bar(self) -> float | None:
+        """The score of the last trial that keeps its checkpoint; None while there is room for any."""
+        ranking = self.journal.record.ranking()
+        keep = self.plan.sweep.keep_checkpoints
+        return ranking[keep - 1].score if len(ranking) >= keep else None
+
+    def record(self, events: Sequence[Event]) -> None:
+        """Writes down what a worker reported, and gives up the checkpoints that can no longer win."""
+        if not events:
+            return
+        self.journal.append(*events)
+        for event in events:
+            if isinstance(event, TrialEnded) and event.failure is not None:
+                self.failures[event.key] += 1
+                self._stop_at_a_fault(event.failure)
+        if any(isinstance(event, TrialEnded) for event in events):
+            self._retain()
+        self.on_change()
+
+    def _fit(self, searcher: UnitSearcher, units: int) -> None:
+        """One run of Ray Tune over what a searcher hands out."""
+        context = replace(self.plan, trials=())
+        trainable = tune.with_parameters(UnitTrainable, plan=context, layout=self.layout)
+        recorder = _Recorder(self)
+        with tempfile.TemporaryDirectory(prefix="finetune_sweep-", ignore_cleanup_errors=True) as folder:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, self.engine.resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    num_samples=units,
+                    max_concurrent_trials=self.engine.slots,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=folder,
+                    callbacks=[recorder],
+                    verbose=0,
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                ),
+            )
+            try:
+                tuner.fit()
+            except Exception:
+                if recorder.error is None:
+                    raise
+            if recorder.error is not None:
+                raise recorder.error
+
+    def _stop_at_a_fault(self, failure: Failure) -> None:
+        """The first unit's fault is every unit's: a missing package, a column of the wrong type, a bug."""
+        if failure.kind == "fault" and not any(trial.done for trial in self.journal.record.current()):
+            raise SweepError(f"the first trial failed, and all others would too: {failure.message}\n{failure.traceback}")
+
+    def _retain(self) -> None:
+        ranking = self.journal.record.ranking()
+        kept = {trial.checkpoint for trial in ranking[: self.plan.sweep.keep_checkpoints]}
+        for trial in self.journal.record.trials.values():
+            checkpoint = trial.checkpoint
+            if checkpoint is not None and checkpoint not in kept:
+                self.journal.append(CheckpointRemoved(trial.key))
+                remove_folder(self.layout.root / checkpoint)
+
+    def _remove_orphans(self) -> None:
+        """Deletes checkpoints that a killed run left behind and no trial refers to."""
+        known = {trial.checkpoint for trial in self.journal.record.trials.values()}
+        for folder in (self.layout.root / "trials").glob("*/*"):
+            if str(folder.relative_to(self.layout.root)) not in known:
+                remove_folder(folder)
+
+    def _has_checkpoint(self, trial: TrialRecord) -> bool:
+        if trial.checkpoint is None:
+            return False
+        try:
+            check_folder(self.layout.root / trial.checkpoint)
+        except StorageError:
+            self.journal.append(CheckpointRemoved(trial.key))
+            return False
+        return True
+
+
+class _Once(UnitSearcher):
+    """Hands out one assignment."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        super().__init__([], lambda: None, None)
+        self._assignment: Assignment | None = assignment
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # noqa: ARG002 - Ray Tune's own names are not used
+        assignment, self._assignment = self._assignment, None
+        return {"assignment": assignment} if assignment else str(self.FINISHED)
+
+
+class _Recorder(tune.Callback):  # type: ignore[misc]
+    """Ray Tune's view of the driver. An exception here ends Tune's run; the driver raises it again."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.error: BaseException | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}  # as for the searcher: a restore is never asked for
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
+        self._guard(lambda: self._driver.record(result.get("events", ())))
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
+        self._guard(self._driver.on_change)
+
+    def _guard(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as error:
+            self.error = error
+            raise

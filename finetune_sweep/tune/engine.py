@@ -1,0 +1,162 @@
+"""Ray, as the sweep uses it: started or joined, its slots counted, functions run in fresh processes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, ParamSpec, Self, TypeVar
+
+from finetune_sweep.errors import UserError
+from finetune_sweep.spec import Resources, Sweep
+from finetune_sweep.train import hardware
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_DRIVER_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_MAX_PENDING_TRIALS_PG": "auto",
+}
+"""What Ray reads from the environment: no telemetry, no files and no signal handlers of Tune's own."""
+
+
+class Engine:
+    """A running Ray with room for the trials of a sweep; starts when it is first needed, ends with the block."""
+
+    def __init__(self, sweep: Sweep, address: str | None = None) -> None:
+        """Starts nothing yet.
+
+        Args:
+            sweep: Says what a trial occupies.
+            address: Of a running Ray, such as `auto` or `10.0.0.1:6379`; None starts one on this machine.
+        """
+        self._resources = sweep.resources_per_trial
+        self._max_concurrent = sweep.max_concurrent
+        self._device = sweep.device
+        self._address = address
+        self._slots: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._slots is not None:
+            import ray
+
+            ray.shutdown()
+
+    @property
+    def slots(self) -> int:
+        """How many trials can run at once.
+
+        Raises:
+            UserError: If no node has what one trial asks for, or the cluster cannot be reached.
+        """
+        if self._slots is None:
+            self._start()
+            self._slots = self._count()
+        return self._slots
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a trial occupies, in Ray's words."""
+        return {"cpu": self._resources.cpu, "gpu": self._resources.gpu}
+
+    def hardware(self) -> tuple[str, str]:
+        """Device and precision of the workers, asked of one of them.
+
+        Raises:
+            UserError: If they lack what the sweep asks for.
+        """
+        return self.fresh(hardware.resolve, self._device, self._resources.gpu)
+
+    def fresh(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs a function of a module in a process of its own, with the resources and threads of a trial.
+
+        Raises:
+            Exception: Whatever the function raises.
+        """
+        import ray
+
+        assert self.slots
+        options = {"num_cpus": self._resources.cpu, "num_gpus": self._resources.gpu, "max_calls": 1, "max_retries": 1}
+        task = ray.remote(**options)(function)
+        try:
+            result: R = ray.get(task.remote(*args, **kwargs))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        return result
+
+    def _start(self) -> None:
+        os.environ.update(_DRIVER_ENVIRONMENT)
+        import ray
+
+        environment = {"env_vars": _worker_environment(self._resources.threads)}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
+        if self._address is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+        else:
+            try:
+                ray.init(address=self._address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise UserError(f"--address {self._address}: no Ray cluster could be joined: {error}") from error
+        _protect_token()
+
+    def _count(self) -> int:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        slots = sum(_fit(node, self._resources) for node in nodes)
+        if not slots:
+            raise UserError(
+                f"resources_per_trial: no node has {self._resources.cpu:g} CPUs and {self._resources.gpu:g} GPUs;"
+                f" there is: {'; '.join(_describe(node) for node in nodes) or 'no node'}"
+            )
+        return min(slots, self._max_concurrent or slots)
+
+
+def _worker_environment(count: int) -> dict[str, str]:
+    """Threads that do not fight: as many as the slot has cores, and none that spins while it waits."""
+    return {
+        "OMP_NUM_THREADS": str(count),
+        "MKL_NUM_THREADS": str(count),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+
+
+def _fit(node: Mapping[str, float], resources: Resources) -> int:
+    """How many trials fit on a node. A fraction of a GPU must fit on one GPU."""
+    counts = [math.floor(node.get("CPU", 0) / resources.cpu + 1e-9)]
+    if resources.gpu:
+        gpus = node.get("GPU", 0)
+        shared = resources.gpu < 1
+        counts.append(int(gpus) * math.floor(1 / resources.gpu + 1e-9) if shared else int(gpus // resources.gpu))
+    return min(counts)
+
+
+def _describe(node: Mapping[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"
+
+
+def _protect_token() -> None:
+    """Ray writes its token for the local cluster so that every user of the machine can read it."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)

@@ -1,0 +1,291 @@
+"""What runs on a worker: one work unit at a time, with model and data loaded once a process.
+
+A worker tells what happened as journal events in the results that it reports; the driver writes them down. Nothing
+that goes wrong in a trial is raised to Ray Tune, whose verdicts the sweep does not use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+import torch
+from ray import tune
+
+from finetune_sweep.errors import StorageError, TrialError
+from finetune_sweep.journal import CheckpointWritten, Evaluated, Event, Failure, TrialEnded, UnitStarted, WorkerInfo
+from finetune_sweep.layout import Layout, folder_aside
+from finetune_sweep.plan import Plan, Trial, WorkUnit
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import load_tokenizer
+from finetune_sweep.train import architecture, loop, weights
+from finetune_sweep.train.data import Prepared, encode_split, prepare
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from finetune_sweep.tasks.contract import Encoded
+
+CHANGED_TENSORS: Final = "changed.safetensors"
+_TRACEBACK_CHARACTERS: Final = 8000
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A work unit as it is handed to a worker.
+
+    Args:
+        unit: What to train.
+        bar: The score that a trial must reach for its checkpoint to be worth keeping; None for any.
+        rebuild: Key of the one trial, finished before, that is trained again for its checkpoint.
+    """
+
+    unit: WorkUnit
+    bar: float | None = None
+    rebuild: str | None = None
+
+
+class UnitTrainable(tune.Trainable):  # type: ignore[misc]
+    """Ray Tune's view of a worker: a step is an evaluation. Actors are reused for one unit after another."""
+
+    def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:
+        """Takes the first unit; `plan` and `layout` stay the same for the actor's life."""
+        self._loaded, self._plan, self._layout = Loaded(plan), plan, layout
+        torch.set_num_threads(plan.sweep.resources_per_trial.threads)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next unit; nothing of the last one is left but what is loaded."""
+        self._events = run_unit(new_config["assignment"], self._plan, self._layout, self._loaded)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Goes on to the next moment worth recording."""
+        events = next(self._events, None)
+        return {"events": events or (), "done": events is None}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: checkpoints are the sweep's own, never Ray Tune's."""
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """Nothing: a unit continues from the sweep's own checkpoints."""
+
+
+def run_unit(
+    assignment: Assignment, plan: Plan, layout: Layout, loaded: Loaded
+) -> Iterator[tuple[Event, ...]]:
+    """Trains a unit, and yields what is to be journalled as it happens.
+
+    A fault of a trial ends the trials of the unit that have no result yet; it is recorded, not raised.
+    """
+    unit = assignment.unit
+    keys = tuple(trial.key for trial in unit.trials)
+    if assignment.rebuild is None:
+        yield (UnitStarted(unit.name, keys, worker_info(plan)),)
+    run = _UnitRun(assignment, plan, layout, loaded)
+    try:
+        yield from run.events()
+    except TrialError as error:
+        yield run.end_open(Failure(error.failure, error.message))
+    except Exception as error:  # noqa: BLE001 - here a trial ends, whatever ended it
+        trace = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
+        yield run.end_open(Failure("fault", f"{type(error).__name__}: {error}", trace))
+
+
+@dataclass
+class _Best:
+    """The best evaluation of a trajectory so far, with the tensors that belong to it."""
+
+    score: float
+    epoch: int
+    tensors: Mapping[str, Tensor]
+    written: bool = False
+
+
+@dataclass
+class _UnitRun:
+    """One unit while it is trained."""
+
+    assignment: Assignment
+    plan: Plan
+    layout: Layout
+    loaded: Loaded
+    best: _Best | None = None
+    ended: set[str] = field(default_factory=set)
+    epochs_done: int = 0
+
+    def events(self) -> Iterator[tuple[Event, ...]]:
+        trials = self.assignment.unit.trials
+        job, state = self.loaded.job(trials[-1])
+        for evaluation in loop.fit(job, state):
+            self.epochs_done = evaluation.epoch
+            self._note(evaluation, state)
+            reached = [t for t in trials if t.epochs == evaluation.epoch or (evaluation.stopped and self._open(t))]
+            if self.assignment.rebuild is None:
+                yield (self._evaluated(evaluation), *(self._end(trial, evaluation) for trial in reached))
+            elif reached:
+                yield (CheckpointWritten(self.assignment.rebuild, self._write()),)
+                return
+
+    def _open(self, trial: Trial) -> bool:
+        return trial.key not in self.ended
+
+    def _evaluated(self, evaluation: loop.Evaluation) -> Evaluated:
+        unit = self.assignment.unit
+        fields = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(Evaluated) if f.name not in {"unit", "keys"}}
+        return Evaluated(unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields)
+
+    def _note(self, evaluation: loop.Evaluation, state: loop.LoopState) -> None:
+        """Keeps the tensors of the evaluation if it is the one that counts so far; ties go to the earliest."""
+        score = evaluation.metrics[self.plan.sweep.metric.name]
+        last = self.plan.sweep.metric.epoch == "last"
+        if self.best is None or last or self._better(score, self.best.score):
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.changed.items()}
+            self.best = _Best(score, evaluation.epoch, copies)
+
+    def _better(self, score: float, than: float) -> bool:
+        return score > than if self.plan.mode == "max" else score < than
+
+    def _end(self, trial: Trial, evaluation: loop.Evaluation) -> TrialEnded:
+        assert self.best is not None, "an evaluation was noted before"
+        self.ended.add(trial.key)
+        bar = self.assignment.bar
+        worth_keeping = bar is None or not self._better(bar, self.best.score)
+        return TrialEnded(
+            key=trial.key,
+            state="finished",
+            epochs_done=evaluation.epoch,
+            best_epoch=self.best.epoch,
+            score=self.best.score,
+            stopped_early_at=evaluation.epoch if evaluation.stopped and evaluation.epoch < trial.epochs else None,
+            checkpoint=self._write() if worth_keeping else None,
+        )
+
+    def _write(self) -> str:
+        """Stores the tensors of the best epoch, once; the path is relative to the sweep's folder."""
+        from safetensors.torch import save_file
+
+        assert self.best is not None, "an evaluation was noted before"
+        target = self.layout.checkpoint(self.assignment.unit.name, self.best.epoch)
+        if not self.best.written:
+            with folder_aside(target) as folder:
+                save_file({name: t.contiguous() for name, t in self.best.tensors.items()}, folder / CHANGED_TENSORS)
+            self.best.written = True
+        return str(target.relative_to(self.layout.root))
+
+    def end_open(self, failure: Failure) -> tuple[Event, ...]:
+        """The end of the trials that have no result: they share the failure."""
+        state = "diverged" if failure.kind == "diverged" else "failed"
+        trials = [trial for trial in self.assignment.unit.trials if self._open(trial)]
+        if self.assignment.rebuild is not None:
+            raise StorageError(f"the checkpoint of {self.assignment.rebuild} cannot be made again: {failure.message}")
+        return tuple(
+            TrialEnded(trial.key, state, epochs_done=self.epochs_done, failure=failure) for trial in trials
+        )
+
+
+def worker_info(plan: Plan) -> WorkerInfo:
+    """Where this process runs, and what it was given."""
+    return WorkerInfo(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=plan.device,
+        threads=torch.get_num_threads(),
+        cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        node=ray.get_runtime_context().get_node_id()[:8] if ray.is_initialized() else "",
+    )
+
+
+# --------------------------------------------------------------------------- what a process loads only once
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model as it was pretrained, and what it takes to make it so again."""
+
+    folder: Path
+    model: PreTrainedModel
+    new_parameters: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    arch: architecture.Architecture
+    pad_token_id: int
+
+    def restore(self) -> PreTrainedModel:
+        """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
+        self.model.load_state_dict(self.tensors)
+        return self.model
+
+
+class Loaded:
+    """What a process keeps from one work unit to the next: the data, the encoded splits, the last model."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Loads nothing yet."""
+        self._plan = plan
+        self._cache = Path(plan.sweep.cache or "")
+        self._task = TASKS[plan.sweep.task]
+        self._pretrained: Pretrained | None = None
+        self._encoded: dict[tuple[str, Path, int], Encoded] = {}
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The cleaned data.
+
+        Raises:
+            TrialError: If it is no longer what the plan was made from.
+        """
+        prepared = prepare(self._plan.sweep.data, self._task, Path(), self._cache)
+        if prepared.fingerprint != self._plan.fingerprint:
+            raise TrialError(
+                f"the data changed since the plan: its fingerprint was {self._plan.fingerprint},"
+                f" now it is {prepared.fingerprint}"
+            )
+        return prepared
+
+    def pretrained(self, model: str) -> Pretrained:
+        """A model with the task's head. Only the last one that was asked for stays in memory."""
+        folder = weights.locate(model, Path(), self._cache)
+        if self._pretrained is None or self._pretrained.folder != folder:
+            self._pretrained = None
+            built, new_parameters = self._task.build_model(folder, self.prepared.classes)
+            tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+            arch = architecture.describe(weights.read_config(folder))
+            pad = load_tokenizer(folder).pad_token_id
+            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
+        return self._pretrained
+
+    def encoded(self, split: str, folder: Path, max_length: int) -> Encoded:
+        """A split in the tokens of a model."""
+        name = (split, folder, max_length)
+        if name not in self._encoded:
+            self._encoded[name] = encode_split(self.prepared, split, self._task, folder, max_length, self._cache)
+        return self._encoded[name]
+
+    def job(self, trial: Trial) -> tuple[loop.Job, loop.LoopState]:
+        """A trial, ready for `loop.fit`."""
+        pretrained = self.pretrained(trial.model)
+        job = loop.Job(
+            task=self._task,
+            train=self.encoded("train", pretrained.folder, trial.max_length),
+            validation=self.encoded("validation", pretrained.folder, trial.max_length),
+            classes=self.prepared.classes,
+            settings=trial.training,
+            depth=trial.depth,
+            seed=trial.seed,
+            device=self._plan.device,
+            precision="bf16" if trial.training.precision == "bf16" else "fp32",
+            metric=self._plan.sweep.metric.name,
+            mode=self._plan.mode,
+            pad_token_id=pretrained.pad_token_id,
+            arch=pretrained.arch,
+        )
+        return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_sweep.errors import UserError
+from finetune_sweep.plan import check, make_plan
+from finetune_sweep.spec import Sweep
+from finetune_sweep.starter import write_sweep
+from finetune_sweep.sweepfile import load_sweep
+
+Row = Mapping[str, object]
+
+
+def reviews(count: int = 120, label: str = "label", text: str = "text") -> list[Row]:
+    words = ("good", "bad", "fair")
+    return [
+        {"id": number, text: f"row {number} was {words[number % 3]} to read", label: words[number % 3]}
+        for number in range(count)
+    ]
+
+
+def write_csv(file: Path, rows: Sequence[Row], delimiter: str = ",") -> Path:
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def write_jsonl(file: Path, rows: Iterable[Row]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def sweep_for(data: Path, tmp_path: Path) -> Sweep:
+    """The sweep that `init` writes, read as `run` reads it."""
+    written = write_sweep(data, tmp_path / "sweep.yaml", tmp_path / "cache")
+    return load_sweep(written, [f"cache={tmp_path / 'cache'}"], check)
+
+
+def refusal(data: Path, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as raised:
+        write_sweep(data, tmp_path / "sweep.yaml", tmp_path / "cache")
+    assert not (tmp_path / "sweep.yaml").exists()
+    assert len(str(raised.value).splitlines()) == 1
+    return str(raised.value)
+
+
+def test_what_is_written_can_be_planned_without_an_edit(tmp_path: Path) -> None:
+    sweep = sweep_for(write_csv(tmp_path / "reviews.csv", reviews()), tmp_path)
+    plan = make_plan(sweep)
+    assert len(plan.trials) == 18
+    assert len(plan.units) == 6
+    assert plan.classes == ("bad", "fair", "good")
+    assert plan.rows == {"train": 72, "validation": 24, "test": 24}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_every_kind_of_file_is_read(suffix: str, tmp_path: Path) -> None:
+    file, rows = tmp_path / f"reviews{suffix}", reviews()
+    if suffix in {".csv", ".tsv"}:
+        write_csv(file, rows, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".jsonl":
+        write_jsonl(file, rows)
+    elif suffix == ".json":
+        file.write_text(json.dumps(rows))
+    else:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), file)
+    assert sweep_for(file, tmp_path).data.columns == {"text": "text", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("Review", "Stars"), ("review_text", "star rating"), ("content", "category"), ("wordy", "kind: of")],
+)
+def test_columns_are_found_by_name_or_shape(text: str, label: str, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "data.csv", reviews(label=label, text=text))
+    assert sweep_for(file, tmp_path).data.columns == {"text": text, "label": label}
+
+
+def test_numbers_of_a_few_values_are_classes(tmp_path: Path) -> None:
+    rows = [{"review": f"this is text {n}", "stars": n % 5 + 1} for n in range(100)]
+    written = write_sweep(write_csv(tmp_path / "r.csv", rows), tmp_path / "s.yaml", tmp_path / "cache")
+    assert "5 classes, in training: 1 (12), 2 (12)" in written.read_text()
+
+
+def test_a_folder_of_splits_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", reviews(90, "topic", "body"))
+    write_jsonl(folder / "dev.jsonl", reviews(30, "topic", "body"))
+    sweep = sweep_for(folder, tmp_path)
+    assert (sweep.name, sweep.data.columns) == ("my_data", {"text": "body", "label": "topic"})
+    assert sweep.data.source == str(folder)
+
+
+def test_a_folder_with_one_folder_a_class_is_read(tmp_path: Path) -> None:
+    for label in ("ham", "spam"):
+        (tmp_path / "mails" / label).mkdir(parents=True)
+        for number in range(30):
+            (tmp_path / "mails" / label / f"{number}.txt").write_text(f"{label} of number {number}")
+    sweep = sweep_for(tmp_path / "mails", tmp_path)
+    assert make_plan(sweep).classes == ("ham", "spam")
+
+
+def test_the_metric_counts_classes_alike_when_their_sizes_differ_much(tmp_path: Path) -> None:
+    rows = [{"text": f"this is text {n}", "label": "rare" if n % 10 == 0 else "usual"} for n in range(200)]
+    assert sweep_for(write_csv(tmp_path / "uneven.csv", rows), tmp_path).metric.name == "macro_f1"
+
+
+def test_an_even_one_is_scored_by_accuracy(tmp_path: Path) -> None:
+    assert sweep_for(write_csv(tmp_path / "even.csv", reviews()), tmp_path).metric.name == "accuracy"
+
+
+@pytest.mark.parametrize(("words", "length"), [(5, 32), (60, 128), (2000, 512)])
+def test_the_longest_input_follows_the_texts(words: int, length: int, tmp_path: Path) -> None:
+    rows = [{"text": f"{n} " + "word " * words, "label": n % 2} for n in range(50)]
+    assert sweep_for(write_csv(tmp_path / "data.csv", rows), tmp_path).data.max_length == length
+
+
+def test_only_big_data_are_limited(tmp_path: Path) -> None:
+    assert sweep_for(write_csv(tmp_path / "small.csv", reviews()), tmp_path).data.limit is None
+    (tmp_path / "sweep.yaml").unlink()
+    limit = sweep_for(write_csv(tmp_path / "big.csv", reviews(6000)), tmp_path).data.limit
+    assert limit is not None
+    assert (limit.train, limit.validation, limit.test) == (4000, 1000, None)
+
+
+def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:
+    rows = [{"null": f"this is text {n}", "5e-5": "ab"[n % 2]} for n in range(60)]
+    sweep = sweep_for(write_csv(tmp_path / "no.csv", rows), tmp_path)
+    assert sweep.data.columns == {"text": "null", "label": "5e-5"}
+
+
+def test_without_a_file_to_write_it_is_named_for_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "my reviews.csv", reviews())
+    written = write_sweep(Path("my reviews.csv"), None, tmp_path / "cache")
+    assert written == tmp_path / "my_reviews.yaml"
+    assert 'source: "my reviews.csv"' in written.read_text()
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "reviews.csv", reviews())
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not overwritten"):
+        write_sweep(data, tmp_path / "mine.yaml", tmp_path / "cache")
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": f"t {n}", "price": n} for n in range(80)], "no column looks like a label"),
+        (
+            [{"text": f"t {n}", "rating": n / 7} for n in range(80)],
+            "80 different numbers: that is regression",
+        ),
+        (
+            [{"text": f"t {n}", "label": "one"} for n in range(80)],
+            "at least two classes, 'label' holds only 'one'",
+        ),
+        ([{"a": n, "label": n % 2} for n in range(80)], "no column holds texts; it has a, label"),
+        ([{"text": f"t {n}", "label": f"l {n}"} for n in range(80)], "80 different values in 80 rows"),
+    ],
+)
+def test_what_is_no_classification_is_refused(rows: list[Row], message: str, tmp_path: Path) -> None:
+    assert message in refusal(write_csv(tmp_path / "data.csv", rows), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", "", "holds no rows"),
+        ("header.csv", "text,label\n", "holds no rows"),
+        ("german.csv", "text;label\na;b\n", "separated by ';'"),
+        ("notes.docx", "x", "must be one of"),
+        ("list.json", "[1, 2]", "one object a row"),
+        ("torn.json", "[{", "is no table that can be read"),
+        ("binary.csv", "\udcff\udcfe", "is no table that can be read"),
+        ("fake.parquet", "x", "is no table that can be read"),
+    ],
+)
+def test_what_is_no_table_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert message in refusal(tmp_path / name, tmp_path)
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    write_csv(tmp_path / "reviews.csv", reviews())
+    assert "did you mean 'reviews.csv'?" in refusal(tmp_path / "review.csv", tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "it holds nothing" in refusal(tmp_path / "empty", tmp_path)

@@ -1,0 +1,396 @@
+"""What a sweep file may say, and what is said of one that is wrong."""
+# ruff: noqa: E501 - the messages stand here as a user reads them
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_sweep.errors import UserError
+from finetune_sweep.plan import check
+from finetune_sweep.space import Choice, FloatRange
+from finetune_sweep.spec import Constant, Sweep
+from finetune_sweep.sweepfile import load_sweep, training_of
+
+GOOD = """\
+name: good
+task: text-classification
+model: example:minilm-l6
+data:
+  source: example:acl-aspects
+  columns: {text: sentence, label: aspect}
+space:
+  learning_rate: [5e-5, 3e-5]
+  epochs: [1, 2]
+search: {type: grid}
+metric: accuracy
+training:
+  batch_size: 8
+"""
+
+
+def replaced(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def added(text: str) -> str:
+    return GOOD + text
+
+
+def training(text: str) -> str:
+    return replaced("  batch_size: 8", f"  {text}")
+
+
+def space(text: str) -> str:
+    return replaced("  epochs: [1, 2]", f"  {text}")
+
+
+BAD = {
+    "unknown key": (
+        added("epoch: 3\n"),
+        "bad.yaml:14: epoch: unknown key 'epoch' (known: name, task, model, data, space, search, metric, training, seed, resources_per_trial, max_concurrent, device, selection, retries, keep_checkpoints, tracking, storage, cache)",
+    ),
+    "word of another tool for the space": (
+        replaced("space:", "parameters:"),
+        "bad.yaml:7: parameters: unknown key 'parameters' (did you mean 'space'?)",
+    ),
+    "word of another tool for the search": (
+        replaced("search:", "method:"),
+        "bad.yaml:10: method: unknown key 'method' (did you mean 'search'?)",
+    ),
+    "word of another tool for the trials": (
+        replaced("{type: grid}", "{type: random, num_samples: 4}"),
+        "bad.yaml:10: search.num_samples: unknown key 'num_samples' (did you mean 'trials'?)",
+    ),
+    "word of another tool for the mode": (
+        replaced("metric: accuracy", "metric: {name: accuracy, goal: max}"),
+        "bad.yaml:11: metric.goal: unknown key 'goal' (did you mean 'mode'?)",
+    ),
+    "word of another tool for a range": (
+        space("weight_decay: {min: 0.0, max: 0.1, count: 3}"),
+        "bad.yaml:9: space.weight_decay.min: unknown key 'min' (did you mean 'low'?)\nbad.yaml:9: space.weight_decay.max: unknown key 'max' (did you mean 'high'?)",
+    ),
+    "bounds of another tool": (
+        space("weight_decay: {lower: 0.0, upper: 0.1, count: 3}"),
+        "bad.yaml:9: space.weight_decay.lower: unknown key 'lower' (did you mean 'low'?)\nbad.yaml:9: space.weight_decay.upper: unknown key 'upper' (did you mean 'high'?)",
+    ),
+    "word of another tool for a setting": (
+        training("lr: 1e-5"),
+        "bad.yaml:13: training.lr: unknown key 'lr' (did you mean 'learning_rate'?)",
+    ),
+    "word of another tool for a dimension": (
+        space("num_train_epochs: [1, 2]"),
+        "bad.yaml:9: space.num_train_epochs: unknown dimension 'num_train_epochs' (did you mean 'epochs'?)",
+    ),
+    "repeated key": (
+        added("name: other\n"),
+        "bad.yaml:14: name: the key 'name' is repeated (first on line 1): keep one of them",
+    ),
+    "wrong type: a text for a number": (
+        training("learning_rate: fast"),
+        "bad.yaml:13: training.learning_rate: must be a number, got 'fast'",
+    ),
+    "wrong type: a fraction for a count": (
+        training("batch_size: 7.5"),
+        "bad.yaml:13: training.batch_size: must be a whole number, got 7.5",
+    ),
+    "wrong type: a truth for a count": (
+        training("batch_size: true"),
+        "bad.yaml:13: training.batch_size: must be a whole number, got True",
+    ),
+    "wrong type: a list for a section": (
+        replaced("  batch_size: 8", "  - 8"),
+        "bad.yaml:12: training: must be a mapping, got [8]",
+    ),
+    "wrong type: a text for a section": (
+        replaced("training:\n  batch_size: 8", "resources_per_trial: 2"),
+        "bad.yaml:12: resources_per_trial: must be a mapping, got 2",
+    ),
+    "below the bound": (
+        training("learning_rate: -1e-5"),
+        "bad.yaml:13: training.learning_rate: must be > 0, got -1e-05",
+    ),
+    "above the bound": (
+        training("weight_decay: 100"),
+        "bad.yaml:13: training.weight_decay: must be <= 10, got 100",
+    ),
+    "range upside down": (
+        space("weight_decay: {low: 0.2, high: 0.1}"),
+        "bad.yaml:9: space.weight_decay.low: `low <= high` must hold, but got (low=0.2, high=0.1)",
+    ),
+    "log range from zero": (
+        space("weight_decay: {low: 0.0, high: 0.1, log: true, count: 3}"),
+        "bad.yaml:9: space.weight_decay.low: a log range needs `low > 0`, but got (low=0.0, high=0.1)",
+    ),
+    "grid over a range": (
+        space("weight_decay: {low: 0.0, high: 0.1}"),
+        "bad.yaml:9: weight_decay: a grid needs a finite domain, got the range 0.0 to 0.1: add `count: 5` for five values, or use `search: {type: random}`",
+    ),
+    "value outside the setting's bounds": (
+        replaced("[5e-5, 3e-5]", "[5e-5, 0]"),
+        "bad.yaml:8: space.learning_rate: must be > 0, got 0",
+    ),
+    "range outside the setting's bounds": (
+        space("weight_decay: {low: -0.1, high: 0.1, count: 3}"),
+        "bad.yaml:9: space.weight_decay: must be >= 0, got -0.1",
+    ),
+    "empty choice": (
+        space("epochs: []"),
+        "bad.yaml:9: space.epochs: a choice needs at least one value, got []",
+    ),
+    "unknown dimension": (
+        space("freeze_dept: [0, 1]"),
+        "bad.yaml:9: space.freeze_dept: unknown dimension 'freeze_dept' (did you mean 'freeze_depth'?)",
+    ),
+    "a dimension that is no setting of training": (
+        space("seed: [0, 1]"),
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, precision, gradient_accumulation_steps, model, data.max_length)",
+    ),
+    "condition on an unknown dimension": (
+        space("epochs: {values: [1], when: {freeze_depth: [0]}}"),
+        "bad.yaml:9: epochs.when.freeze_depth: 'freeze_depth' is not searched: this space has learning_rate, epochs",
+    ),
+    "condition on a value that cannot be": (
+        space("epochs: {values: [1], when: {learning_rate: [0.1]}}"),
+        "bad.yaml:9: epochs.when.learning_rate: learning_rate never has the value 0.1: it is one of [5e-05,3e-05]",
+    ),
+    "depth too large": (
+        training("freeze_depth: 9"),
+        "bad.yaml:13: training.freeze_depth: freeze_depth 9: minilm-l6 has 6 blocks; write 0 to 6, embeddings, 0% to 100%, or all",
+    ),
+    "depth too large for a model of the space": (
+        space("freeze_depth: [0, 7]"),
+        "bad.yaml:9: space.freeze_depth: freeze_depth 7: minilm-l6 has 6 blocks; write 0 to 6, embeddings, 0% to 100%, or all",
+    ),
+    "depth that is no depth": (
+        training("freeze_depth: half"),
+        "bad.yaml:13: training.freeze_depth: must be a number of blocks from 0, 'embeddings', 'all' or a percentage such as '50%', got 'half'",
+    ),
+    "unknown metric": (
+        replaced("metric: accuracy", "metric: acuracy"),
+        "bad.yaml:11: metric: is not reported by text-classification, got 'acuracy' (did you mean 'accuracy'?)",
+    ),
+    "metric in the wrong direction": (
+        replaced("metric: accuracy", "metric: {name: loss, mode: max}"),
+        "bad.yaml:11: metric.mode: loss is better minimal, got 'max'; leave mode out",
+    ),
+    "unknown task": (
+        replaced("text-classification", "text-clasification"),
+        "bad.yaml:2: task: must be one of text-classification, got 'text-clasification' (did you mean 'text-classification'?)",
+    ),
+    "unknown column": (
+        replaced("text: sentence", "txt: sentence"),
+        "bad.yaml:6: data.columns: is no column of text-classification, got 'txt' (did you mean 'text'?)",
+    ),
+    "unknown example model": (
+        replaced("example:minilm-l6", "example:minilm"),
+        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6",
+    ),
+    "folder that is no model": (
+        replaced("example:minilm-l6", "."),
+        "bad.yaml:3: model: model FOLDER: FOLDER has no config.json; it holds bad.yaml",
+    ),
+    "unknown search": (
+        replaced("{type: grid}", "{type: gird}"),
+        "bad.yaml:10: search: type must be one of grid, random, got 'gird' (did you mean 'grid'?)",
+    ),
+    "search without its number": (
+        replaced("{type: grid}", "{type: random}"),
+        "bad.yaml:10: search.trials: is required: How many configurations are drawn.",
+    ),
+    "missing name": (
+        replaced("name: good\n", ""),
+        "bad.yaml:1: name: is required: The sweep's name, and the name of its folder in the storage.",
+    ),
+    "name that leaves the storage": (
+        replaced("name: good", "name: ../good"),
+        "bad.yaml:1: name: must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a letter or digit, got '../good'",
+    ),
+    "missing data": (
+        replaced("data:\n  source: example:acl-aspects\n", "data:\n"),
+        "bad.yaml:4: data: needs `source` (example:NAME, hub:ORG/NAME, a file or a folder), or `files: {train: ...}`",
+    ),
+    "splits that leave nothing": (
+        replaced("data:\n", "data:\n  split: {validation: 0.6, test: 0.5}\n"),
+        "bad.yaml:5: data.split: validation + test must leave rows to train on, got 0.6 + 0.5",
+    ),
+    "unknown schedule": (
+        training("lr_schedule: cosinus"),
+        "bad.yaml:13: training.lr_schedule: type must be one of constant, linear, got 'cosinus'",
+    ),
+    "two warmups": (
+        training("lr_schedule: {type: linear, warmup_steps: 5, warmup_ratio: 0.1}"),
+        "bad.yaml:13: training.lr_schedule: give warmup_steps or warmup_ratio, not both, got 5 and 0.1",
+    ),
+    "parts that exceed the batch": (
+        training("batch_size: 4\n  gradient_accumulation_steps: 8"),
+        "bad.yaml:12: training: gradient_accumulation_steps (8) must not exceed batch_size (4)",
+    ),
+    "file store for MLflow": (
+        added("tracking: {uri: ./mlruns}\n"),
+        "bad.yaml:14: tracking: uri must be a database (sqlite:///mlflow.db) or a server (http://...), got './mlruns'",
+    ),
+    "storage that is not supported": (
+        added("storage: s3://bucket/runs\n"),
+        "bad.yaml:14: storage: storage s3:// is not supported yet, got 's3://bucket/runs'; give a folder, also a shared one",
+    ),
+    "a share of a GPU above one": (
+        added("resources_per_trial: {gpu: 1.5}\n"),
+        "bad.yaml:14: resources_per_trial: gpu must be a fraction up to 1 or a whole number, got 1.5",
+    ),
+    "space file that does not exist": (
+        replaced("space:\n  learning_rate: [5e-5, 3e-5]\n  epochs: [1, 2]", "space: nowhere.yaml"),
+        "bad.yaml:7: space: there is no file 'nowhere.yaml'",
+    ),
+    "no YAML": (
+        replaced("{type: grid}", "{type: grid"),
+        "bad.yaml:11: this is not YAML: expected ',' or '}', but got ':', got 'metric: accuracy' (begun on line 10): a bracket or a comma is missing",
+    ),
+    "alias": (
+        replaced("[5e-5, 3e-5]", "&a [5e-5, 3e-5]\n  weight_decay: *a"),
+        "bad.yaml:8: anchors and aliases are refused, got '&a' and 1 more: write the value out",
+    ),
+    "tag": (
+        replaced("name: good", "name: !!python/object/apply:os.system ['true']"),
+        "bad.yaml:1: name: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is refused: write the value itself; quotes make it text",
+    ),
+    "empty file": (
+        "",
+        "bad.yaml: the file is empty: it must hold `key: value` lines",
+    ),
+    "a list": (
+        "- name: good\n",
+        "bad.yaml:1: the top level must be a mapping (`key: value` lines), got a list",
+    ),
+    "5 MB": (
+        GOOD + "#" * 5_000_000,
+        "bad.yaml: the file has 5,000,259 bytes, at most 250,000 are read: is it a data file?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_told_what_would_be_right(name: str, tmp_path: Path) -> None:
+    text, expected = BAD[name]
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+
+    with pytest.raises(UserError) as caught:
+        load_sweep(file, check=check)
+
+    message = str(caught.value).replace(f"{tmp_path}/", "").replace(str(tmp_path), "FOLDER")
+    assert message == expected
+
+
+def write(folder: Path, text: str = GOOD) -> Path:
+    file = folder / "good.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_all_problems_are_shown_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = training("lr: 1").replace("[1, 2]", "[0]").replace("name: good", "nane: good")
+
+    with pytest.raises(UserError) as caught:
+        load_sweep(write(tmp_path, text))
+
+    assert [problem.line for problem in caught.value.problems] == [1, 9, 13]
+
+
+def test_a_good_file_becomes_a_sweep(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path), check=check)
+
+    assert sweep.training.batch_size == 8
+    assert sweep.training.lr_schedule == Constant(type="constant")
+    assert sweep.metric.epoch == "best"
+    assert [dimension.name for dimension in sweep.space.dimensions] == ["learning_rate", "epochs"]
+    assert sweep.space.dimensions[0].domain == Choice((5e-5, 3e-5))
+
+
+def test_set_wins_over_the_file_and_reaches_nested_settings_and_dimensions(tmp_path: Path) -> None:
+    sets = ["training.batch_size=4", "training.lr_schedule=linear", "space.epochs=[3]", "data.limit.train=50"]
+
+    sweep = load_sweep(write(tmp_path), sets, check)
+
+    assert (sweep.training.batch_size, sweep.training.lr_schedule.type) == (4, "linear")
+    assert sweep.space.dimensions[1].domain == Choice((3,))
+    assert sweep.data.limit is not None
+    assert sweep.data.limit.train == 50
+
+
+def test_a_mistake_in_set_is_told_by_its_text(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^--set training.batch_size=x: training.batch_size: must be a whole number"
+    ):
+        load_sweep(write(tmp_path), ["training.batch_size=x"])
+
+
+def test_set_without_a_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--set takes key=value, got 'batch_size'"):
+        load_sweep(write(tmp_path), ["batch_size"])
+
+
+def test_later_parts_of_a_space_override_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "first.yaml").write_text("learning_rate: [1e-5]\nbatch_size: [4, 8]\n")
+    old = "space:\n  learning_rate: [5e-5, 3e-5]\n  epochs: [1, 2]"
+    text = replaced(old, "space: [spaces/first.yaml, {learning_rate: [2e-5, 3e-5]}]")
+
+    space = load_sweep(write(tmp_path, text), check=check).space
+
+    assert {d.name: d.domain for d in space.dimensions} == {
+        "batch_size": Choice((4, 8)),
+        "learning_rate": Choice((2e-5, 3e-5)),
+    }
+
+
+def test_a_problem_in_a_space_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("# dimensions\nbatch_size: [0]\n")
+    text = replaced("space:\n  learning_rate: [5e-5, 3e-5]\n  epochs: [1, 2]", "space: space.yaml")
+
+    with pytest.raises(UserError, match=r"space.yaml:2: space.batch_size: must be >= 1, got 0"):
+        load_sweep(write(tmp_path, text))
+
+
+def test_a_range_of_whole_numbers_is_one_of_fractions_where_the_setting_is(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, space("weight_decay: {low: 0, high: 1, count: 3}")))
+
+    assert sweep.space.dimensions[1].domain == FloatRange(0.0, 1.0, count=3)
+
+
+def test_relative_paths_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    text = replaced("source: example:acl-aspects", "source: ./reviews.csv") + "storage: ../runs\n"
+
+    sweep = load_sweep(write(tmp_path, text))
+
+    assert sweep.data.source == str(tmp_path / "reviews.csv")
+    assert sweep.storage == str(tmp_path.parent / "runs")
+
+
+def test_the_first_model_of_the_space_stands_for_a_model_that_is_not_given(tmp_path: Path) -> None:
+    text = replaced("model: example:minilm-l6\n", "").replace(
+        "  epochs: [1, 2]", "  model: [example:minilm-l6]"
+    )
+
+    assert load_sweep(write(tmp_path, text), check=check).model == "example:minilm-l6"
+
+
+def test_a_configuration_takes_the_place_of_fixed_settings(tmp_path: Path) -> None:
+    sweep: Sweep = load_sweep(write(tmp_path))
+
+    training = training_of(sweep, {"learning_rate": 1e-4, "early_stopping.patience": 2, "model": "any"})
+
+    assert (training.learning_rate, training.batch_size) == (1e-4, 8)
+    assert training.early_stopping is not None
+    assert training.early_stopping.patience == 2
+
+
+def test_values_that_do_not_go_together_are_refused_with_the_configuration(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path))
+
+    with pytest.raises(
+        UserError, match=r"gradient_accumulation_steps \(9\) must not exceed batch_size \(8\)"
+    ):
+        training_of(sweep, {"gradient_accumulation_steps": 9})

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_sweep.spec import Constant, Linear, Training
+from finetune_sweep.train.optim import build_optimizer, learning_rate, set_learning_rate
+
+
+class RMSNorm(nn.Module):
+    """A norm that is no class of torch's, with a matrix for a scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {"embedding": nn.Embedding(5, 2), "dense": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "rms": RMSNorm()}
+    )
+
+
+def names_by_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[float, set[str]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {group["weight_decay"]: {names[p] for p in group["params"]} for group in optimizer.param_groups}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_is_not_on_biases_and_norms(optimizer: str) -> None:
+    model = small_model()
+    built = build_optimizer(model, Training.model_validate({"optimizer": optimizer, "weight_decay": 0.1}))
+    assert names_by_decay(model, built) == {
+        0.1: {"embedding.weight", "dense.weight"},
+        0.0: {"dense.bias", "norm.weight", "norm.bias", "rms.weight"},
+    }
+
+
+def test_the_optimizer_holds_trainable_parameters_only() -> None:
+    model = small_model()
+    model.requires_grad_(False)
+    model.get_parameter("dense.bias").requires_grad_(True)
+    built = build_optimizer(model, Training(weight_decay=0.1))
+    assert names_by_decay(model, built) == {0.0: {"dense.bias"}}
+
+
+def test_adamw_is_fused_on_a_cpu() -> None:
+    built = build_optimizer(small_model(), Training())
+    assert isinstance(built, torch.optim.AdamW)
+    assert built.defaults["fused"] is True
+
+
+def test_sgd_is_the_weight_minus_the_rate_times_the_gradient() -> None:
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+        model.bias.fill_(1.0)
+    built = build_optimizer(model, Training(optimizer="sgd", weight_decay=0.25, learning_rate=0.5))
+    model.weight.grad = torch.tensor([[3.0]])
+    model.bias.grad = torch.tensor([4.0])
+    built.step()
+    assert model.weight.item() == 2.0 - 0.5 * (3.0 + 0.25 * 2.0)
+    assert model.bias.item() == 1.0 - 0.5 * 4.0
+
+
+def test_the_first_step_of_adamw_is_the_rate_after_the_decay() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    built = build_optimizer(model, Training(weight_decay=0.5, learning_rate=0.125))
+    model.weight.grad = torch.tensor([[3.0]])
+    built.step()
+    assert model.weight.item() == pytest.approx(2.0 * (1 - 0.125 * 0.5) - 0.125, abs=1e-6)
+
+
+def test_the_rate_is_set_for_all_groups() -> None:
+    built = build_optimizer(small_model(), Training())
+    set_learning_rate(built, 0.25)
+    assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]
+
+
+def rates(schedule: Constant | Linear, total_steps: int) -> list[float]:
+    return [learning_rate(schedule, 8.0, step, total_steps) for step in range(total_steps)]
+
+
+def test_constant_is_the_base_from_the_first_step() -> None:
+    assert rates(Constant(type="constant"), 3) == [8.0, 8.0, 8.0]
+
+
+def test_constant_rises_over_the_warmup_and_does_not_look_at_the_length() -> None:
+    schedule = Constant(type="constant", warmup_steps=4)
+    assert rates(schedule, 6) == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
+    assert rates(schedule, 3) == [2.0, 4.0, 6.0]
+
+
+def test_linear_falls_from_the_base_to_zero_at_the_total() -> None:
+    schedule = Linear(type="linear")
+    assert rates(schedule, 4) == [8.0, 6.0, 4.0, 2.0]
+    assert learning_rate(schedule, 8.0, 4, 4) == 0.0
+
+
+def test_linear_rises_over_the_warmup_then_falls() -> None:
+    assert rates(Linear(type="linear", warmup_steps=2), 6) == [4.0, 8.0, 8.0, 6.0, 4.0, 2.0]
+
+
+def test_a_warmup_ratio_is_rounded_up_to_steps() -> None:
+    assert rates(Linear(type="linear", warmup_ratio=0.25), 5) == rates(
+        Linear(type="linear", warmup_steps=2), 5
+    )
+
+
+def test_a_warmup_longer_than_the_training_only_rises() -> None:
+    assert rates(Linear(type="linear", warmup_steps=8), 3) == [1.0, 2.0, 3.0]
+    assert learning_rate(Linear(type="linear", warmup_steps=3), 8.0, 3, 3) == 0.0
+
+
+def test_all_rates_are_finite_and_positive() -> None:
+    for total in range(1, 20):
+        for warmup in range(20):
+            found = rates(Linear(type="linear", warmup_steps=warmup), total)
+            assert all(math.isfinite(rate) and 0 < rate <= 8.0 for rate in found)
