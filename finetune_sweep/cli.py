@@ -37,14 +37,22 @@ app = typer.Typer(
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="The YAML file of the sweep.")]
 Sets = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the file; keys dotted, repeatable.")
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a setting of the file; keys dotted, repeatable."
+    ),
 ]
-Storage = Annotated[str | None, typer.Option(metavar="URI", help="The folder that holds sweeps [default: runs].")]
+Storage = Annotated[
+    str | None, typer.Option(metavar="URI", help="The folder that holds sweeps [default: runs].")
+]
 TrackingUri = Annotated[
-    str | None, typer.Option(metavar="URI", help="Where MLflow keeps the record [default: sqlite:///mlflow.db].")
+    str | None,
+    typer.Option(metavar="URI", help="Where MLflow keeps the record [default: sqlite:///mlflow.db]."),
 ]
 Cache = Annotated[Path | None, typer.Option(metavar="DIR", help="The folder for what can be computed again.")]
-Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: this machine.")]
+Address = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A running Ray cluster; default: this machine.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -74,8 +82,12 @@ def _exits(command: Callable[P, int]) -> Callable[P, None]:
 @app.command()
 @_exits
 def init(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A csv, tsv, json, jsonl or parquet file, or a folder.")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="What to write [default: NAME.yaml].")] = None,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A csv, tsv, json, jsonl or parquet file, or a folder.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What to write [default: NAME.yaml].")
+    ] = None,
 ) -> int:
     """Look at data and write a commented sweep for it."""
     from finetune_sweep.starter import write_sweep
@@ -116,7 +128,9 @@ def plan(
 
     loaded = _load(sweep, sets, storage, tracking_uri, cache)
     view = outlook.look(make_plan(loaded), replay(read(_layout(loaded))))
-    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(display.render_plan(view.lines()))
+    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(
+        display.render_plan(view.lines())
+    )
     return 0
 
 
@@ -140,17 +154,21 @@ def status(
 
 @app.command()
 @_exits
-def promote(  # noqa: PLR0913 - each is an option of the command
+def promote(
     sweep: SweepFile,
     sets: Sets = [],  # noqa: B006 - typer copies it
     storage: Storage = None,
     tracking_uri: TrackingUri = None,
     cache: Cache = None,
     address: Address = None,
-    trial: Annotated[str | None, typer.Option(metavar="KEY", help="Promote this trial instead of the best.")] = None,
+    trial: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Promote this trial instead of the best.")
+    ] = None,
     again: Annotated[bool, typer.Option(help="Read the test split again; the model card says so.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Verify, and change nothing.")] = False,
-    rollback: Annotated[bool, typer.Option(help="Move the champion's alias back to the version before.")] = False,
+    rollback: Annotated[
+        bool, typer.Option(help="Move the champion's alias back to the version before.")
+    ] = False,
 ) -> int:
     """Verify the winner, read the test split once, and put a complete model into best/."""
     from finetune_sweep import run as session
@@ -172,7 +190,7 @@ def options(
         raise typer.Exit
 
 
-def _load(  # noqa: PLR0913 - the common options of the commands
+def _load(
     file: Path,
     sets: list[str],
     storage: str | None,

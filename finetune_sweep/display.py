@@ -83,7 +83,9 @@ def render_progress(report: SweepReport, waited_s: float = 0.0) -> RenderableTyp
     """
     left = report.seconds_left
     parts: list[RenderableType] = [_headline(report, max(left - waited_s, 0) if left is not None else None)]
-    parts.append(ProgressBar(total=max(len(report.current), 1), completed=report.ended, width=40))
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=max(len(report.current), 1), completed=report.ended, width=40))
+    parts.append(bar)
     if report.best is not None:
         parts.append(Text(f"best so far: {_outcome(report, report.best)}  {report.best.label}", "green"))
     running = _one_a_trajectory(report)
@@ -166,8 +168,8 @@ def _headline(report: SweepReport, seconds_left: float | None) -> Text:
 
 def _wide_table(report: SweepReport, trials: Sequence[TrialReport]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("", *report.dimensions, "state", "epochs", report.metric, "time", "trial"):
-        right = name in {"epochs", report.metric, "time"}
+    for name in ("", *report.dimensions, "state", "done", report.metric, "time", "trial"):
+        right = name in {"done", report.metric, "time"}
         table.add_column(Text(name), no_wrap=True, justify="right" if right else "left")
     for trial in trials:
         values = [_setting(trial.config[name]) if name in trial.config else "-" for name in report.dimensions]

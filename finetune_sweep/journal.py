@@ -243,7 +243,7 @@ class Entry:
 def encode(entry: Entry) -> bytes:
     """One line: a checksum of eight hexadecimal digits, a space, and the event as JSON."""
     body = {"time": entry.time, "type": type(entry.event).__name__, **dataclasses.asdict(entry.event)}
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
@@ -368,6 +368,23 @@ class TrialRecord:
         """The trial's key."""
         return self.planned.key
 
+    def begin(self, worker: WorkerInfo, moment: float) -> None:
+        """A worker trains it; what it has a result for stays."""
+        if not self.done:
+            self.state, self.worker, self.started, self.end = "running", worker, moment, None
+            self.attempts += 1
+
+    def add(self, evaluation: Evaluated, moment: float) -> None:
+        """Notes an evaluation; the first one of an epoch stands."""
+        if all(evaluation.epoch > known.epoch for known in self.evaluations):
+            self.evaluations.append(evaluation)
+            self.evaluation_times.append(moment)
+
+    def finish(self, end: TrialEnded, moment: float) -> None:
+        """Notes the end; the first result stands."""
+        if not self.done:
+            self.state, self.end, self.ended, self.checkpoint = end.state, end, moment, end.checkpoint
+
     @property
     def done(self) -> bool:
         """Whether the trial has a result, or will never have one."""
@@ -436,20 +453,13 @@ class SweepRecord:
     def _apply_to_trials(self, entry: Entry) -> None:
         match entry.event:
             case UnitStarted(_, keys, worker):
-                for trial in (self.trials[key] for key in keys):
-                    if not trial.done:
-                        trial.state, trial.worker, trial.started, trial.end = "running", worker, entry.time, None
-                        trial.attempts += 1
+                for key in keys:
+                    self.trials[key].begin(worker, entry.time)
             case Evaluated() as event:
-                for trial in (self.trials[key] for key in event.keys):
-                    if all(event.epoch > known.epoch for known in trial.evaluations):
-                        trial.evaluations.append(event)
-                        trial.evaluation_times.append(entry.time)
+                for key in event.keys:
+                    self.trials[key].add(event, entry.time)
             case TrialEnded() as event:
-                trial = self.trials[event.key]
-                if not trial.done:
-                    trial.state, trial.end, trial.ended = event.state, event, entry.time
-                    trial.checkpoint = event.checkpoint
+                self.trials[event.key].finish(event, entry.time)
             case CheckpointWritten(key, checkpoint):
                 self.trials[key].checkpoint = checkpoint
             case CheckpointRemoved(key):
@@ -470,7 +480,9 @@ class SweepRecord:
             return []
         sign = -1.0 if self.plan.mode == "max" else 1.0
         scored = [(sign * trial.score, trial) for trial in self.current() if trial.score is not None]
-        return [trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))]
+        return [
+            trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))
+        ]
 
     def best(self) -> TrialRecord | None:
         """The best trial so far."""

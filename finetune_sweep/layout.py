@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,8 @@ from finetune_sweep.errors import StorageError, SweepLocked, UserError
 
 MANIFEST: Final = "manifest.json"
 _BLOCK_BYTES: Final = 1 << 20
+_LOCK_ATTEMPTS: Final = 3
+_LOCK_PAUSE_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def parse_storage(reference: str) -> Path:
     """
     scheme, separator, rest = reference.partition("://")
     if separator and scheme != "file":
-        raise UserError(f"storage {scheme}:// is not supported yet, got {reference!r}; give a folder, also a shared one")
+        raise UserError(
+            f"storage {scheme}:// is not supported yet, got {reference!r}; give a folder, also a shared one"
+        )
     return Path(rest if separator else reference).expanduser().absolute()
 
 
@@ -158,7 +162,10 @@ def _replace_folder(aside: Path, target: Path) -> None:
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    listed = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in files
+    }
     for path in files:
         _sync(path)
     write_atomic(folder / MANIFEST, json.dumps(listed, indent=1).encode())
@@ -171,9 +178,11 @@ def check_folder(folder: Path) -> None:
         StorageError: If the manifest is missing, or a file differs from it.
     """
     try:
-        listed: Mapping[str, Mapping[str, object]] = json.loads((folder / MANIFEST).read_bytes())
+        listed = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise StorageError(f"{folder} has no valid manifest: {error}") from None
+    if not isinstance(listed, dict):
+        raise StorageError(f"{folder} has no valid manifest: it must list files, got {listed!r}")
     for name, expected in listed.items():
         path = folder / name
         if not path.is_file():
@@ -235,15 +244,20 @@ class DurableFile:
             _sync_folder(path.parent)
 
     def append(self, content: bytes) -> None:
-        """Adds bytes at the end and syncs them.
+        """Adds bytes at the end and syncs them, or leaves the file as it was.
 
         Raises:
             StorageError: If the disk refuses.
         """
         with explained(self.path):
-            while content:
-                content = content[os.write(self._descriptor, content) :]
-            os.fsync(self._descriptor)
+            length = os.fstat(self._descriptor).st_size
+            try:
+                while content:
+                    content = content[os.write(self._descriptor, content) :]
+                os.fsync(self._descriptor)
+            except OSError:
+                os.ftruncate(self._descriptor, length)
+                raise
 
     def close(self) -> None:
         """Closes the file."""
@@ -277,17 +291,16 @@ class SweepLock:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        previous = read_owner(layout)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _acquire(self._descriptor):
             os.close(self._descriptor)
-            raise SweepLocked(_held_by(layout, previous)) from None
+            raise SweepLocked(_held_by(layout, read_owner(layout)))
+        previous = read_owner(layout)
         token = previous.token + 1 if previous else 1
         self.owner = Owner(socket.gethostname(), os.getpid(), time.time(), token)
+        content = json.dumps(asdict(self.owner)).encode()
         with explained(path):
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(asdict(self.owner)).encode(), 0)
+            os.pwrite(self._descriptor, content, 0)
+            os.ftruncate(self._descriptor, len(content))
             os.fsync(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -297,6 +310,15 @@ class SweepLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+
+def _acquire(descriptor: int) -> bool:
+    for _ in range(_LOCK_ATTEMPTS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_LOCK_PAUSE_S)  # someone who only asks `is_locked` holds it for an instant
+    return False
 
 
 def read_owner(layout: Layout) -> Owner | None:

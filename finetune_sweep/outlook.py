@@ -82,7 +82,10 @@ class Outlook:
     def _lines(self) -> Iterator[tuple[str, str]]:
         plan = self.plan
         sweep = plan.sweep
-        yield "sweep", f"{sweep.name}: {sweep.task} by {plan.mode}imal {sweep.metric.name} at the {sweep.metric.epoch} epoch"
+        yield (
+            "sweep",
+            f"{sweep.name}: {sweep.task} by {plan.mode}imal {sweep.metric.name} at the {sweep.metric.epoch} epoch",
+        )
         yield "data", ", ".join(f"{count:,} {split}" for split, count in plan.rows.items())
         yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
         for note in plan.notes:
@@ -102,7 +105,9 @@ class Outlook:
             if self.plan.sweep.metric.epoch == "best":
                 text += " (of two that differ only in epochs, the longer can only tie or win)"
         if self.epochs_shareable < self.epochs:
-            text += f"; nothing is shared under this lr_schedule, constant would train {self.epochs_shareable}"
+            text += (
+                f"; nothing is shared under this lr_schedule, constant would train {self.epochs_shareable}"
+            )
         return text
 
 

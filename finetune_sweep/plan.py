@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.journal import SweepPlanned, SweepRecord, TrialPlanned
 from finetune_sweep.space import Config, Space, canonical, endpoints, grid, sample
-from finetune_sweep.spec import RECIPE_VERSION, Model, Sweep, Training
+from finetune_sweep.spec import RECIPE_VERSION, Model, Sweep, Training, leaf_names
 from finetune_sweep.sweepfile import training_of
 from finetune_sweep.yamlio import Value
 
@@ -59,7 +59,7 @@ class Trial:
 
     def params(self) -> dict[str, Value]:
         """All settings, flat, with the same names for every trial: none is empty."""
-        flat = dict(_flatten(self.training))
+        flat = {name: _setting(self.training, name) for name in leaf_names(Training)}
         flat |= {"model": self.model, "data.max_length": self.max_length, "seed": self.seed}
         flat["freeze_depth"] = self.depth
         return {name: "none" if value is None else value for name, value in flat.items()}
@@ -126,7 +126,14 @@ class Plan:
         metric = self.sweep.metric
         keys = tuple(trial.key for trial in self.trials)
         yield SweepPlanned(
-            self.sweep.task, self.fingerprint, metric.name, self.mode, metric.epoch, self.precision, self.device, keys
+            self.sweep.task,
+            self.fingerprint,
+            metric.name,
+            self.mode,
+            metric.epoch,
+            self.precision,
+            self.device,
+            keys,
         )
 
 
@@ -140,8 +147,12 @@ def check(sweep: Sweep) -> list[Problem]:
     task = TASKS[sweep.task]
     problems = []
     if sweep.metric.name not in task.metrics:
-        hint = nearest(sweep.metric.name, task.metrics) or f" ({sweep.task} reports: {', '.join(task.metrics)})"
-        problems.append(Problem(f"is not reported by {sweep.task}, got {sweep.metric.name!r}{hint}", "metric"))
+        hint = (
+            nearest(sweep.metric.name, task.metrics) or f" ({sweep.task} reports: {', '.join(task.metrics)})"
+        )
+        problems.append(
+            Problem(f"is not reported by {sweep.task}, got {sweep.metric.name!r}{hint}", "metric")
+        )
     elif sweep.metric.mode not in {None, task.metrics[sweep.metric.name]}:
         better = task.metrics[sweep.metric.name]
         message = f"{sweep.metric.name} is better {better}imal, got {sweep.metric.mode!r}; leave mode out"
@@ -194,7 +205,9 @@ def _resolve_depth(depth: Value, model: str, cache: str | None) -> Depth:
     from finetune_sweep.train import architecture, weights
 
     folder = weights.locate(model, Path(), Path(cache or ""))
-    described = architecture.describe(weights.read_config(folder), model.rpartition("/")[2].rpartition(":")[2])
+    described = architecture.describe(
+        weights.read_config(folder), model.rpartition("/")[2].rpartition(":")[2]
+    )
     if not isinstance(depth, int | str):
         raise UserError(f"freeze_depth must be a number or a text, got {depth!r}")
     return architecture.resolve_depth(depth, described)
@@ -269,17 +282,42 @@ def _trial(sweep: Sweep, config: Config, precision: str, prepared: Prepared) -> 
     if training.precision == "auto":
         training = training.model_copy(update={"precision": precision})
     depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
-    content: dict[str, Value] = {
-        "recipe": RECIPE_VERSION,
-        "task": sweep.task,
-        "model": weights.fingerprint(weights.locate(model, Path(), Path(sweep.cache or ""))),
-        "data": prepared.fingerprint,
-        "max_length": max_length,
-        "training": {**settings_in_key(training), "freeze_depth": depth},
-        "seed": sweep.seed,
-    }
-    key = hashlib.sha256(canonical(content).encode()).hexdigest()[:_KEY_DIGITS]
-    return Trial(key, config, model, int(str(max_length)), training, depth, sweep.seed)
+    fingerprint = weights.fingerprint(weights.locate(model, Path(), Path(sweep.cache or "")))
+    identity = Identity(
+        sweep.task, fingerprint, prepared.fingerprint, int(str(max_length)), training, depth, sweep.seed
+    )
+    return Trial(identity.key(), config, model, int(str(max_length)), training, depth, sweep.seed)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All that decides a trial's result, and so its name.
+
+    Args:
+        model: Fingerprint of the pretrained model.
+        data: Fingerprint of the training and validation rows.
+    """
+
+    task: str
+    model: str
+    data: str
+    max_length: int
+    training: Training
+    depth: Depth
+    seed: int
+
+    def key(self) -> str:
+        """The trial's name: 16 hexadecimal digits of a sha256."""
+        content: dict[str, Value] = {
+            "recipe": RECIPE_VERSION,
+            "task": self.task,
+            "model": self.model,
+            "data": self.data,
+            "max_length": self.max_length,
+            "training": {**settings_in_key(self.training), "freeze_depth": self.depth},
+            "seed": self.seed,
+        }
+        return hashlib.sha256(canonical(content).encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def settings_in_key(section: Model) -> dict[str, Value]:
@@ -294,13 +332,12 @@ def settings_in_key(section: Model) -> dict[str, Value]:
     return content
 
 
-def _flatten(section: Model, prefix: str = "") -> Iterator[tuple[str, Value]]:
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, Model):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+def _setting(training: Training, name: str) -> Value:
+    """The value of a dotted setting; None where its section is absent or of another kind."""
+    value: object = training
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def _text(value: Value) -> str:

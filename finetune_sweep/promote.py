@@ -238,8 +238,8 @@ class _Promotion:
                 return FinalTest(fingerprint, read.metrics, note)
         if earlier and not self.options.again:
             note = (
-                f"Not read for this model: it was read for an earlier champion ({', '.join(earlier)}), and read"
-                " for every new one it becomes a second validation split. `--again` reads it all the same."
+                f"Not read for this model: it was read for an earlier champion ({', '.join(earlier)}), and"
+                " read for every new one it becomes a second validation split. `--again` reads it anyway."
             )
             return FinalTest(fingerprint, {}, note)
         self.journal.append(TestIntended(key, fingerprint))
@@ -284,7 +284,7 @@ def verify(recorded: TrialRecord, found: Found) -> None:
     if differing:
         raise VerificationError(
             f"trial {recorded.key} is not promoted: its checkpoint, loaded afresh, gives other validation"
-            f" metrics: {'; '.join(differing)}. Another version of a library than trained it can be the cause."
+            f" metrics: {'; '.join(differing)}. Other versions of libraries can be the cause."
         )
 
 
@@ -306,7 +306,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from finetune_sweep.tasks.contract import load_tokenizer
+    from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
     from finetune_sweep.train import architecture, layers, weights
     from finetune_sweep.tune.worker import CHANGED_TENSORS
 
@@ -328,7 +328,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
         )
     for name, tensor in live.items():
         tensor.copy_(stored[name])
-    with explained(target):
+    with explained(target), quiet_loading():
         model.save_pretrained(target)
         load_tokenizer(pretrained).save_pretrained(target)
 
@@ -540,9 +540,7 @@ def _create_version(
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    return client.create_model_version(
-        name, f"models:/{logged.model_id}", run_id, tags, model_id=logged.model_id
-    )
+    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
 
 
 def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, model_id: str) -> None:

@@ -132,7 +132,9 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
         with contextlib.closing(journal):
             _refuse_another(plan, journal)
             mirror = Mirror(sweep, layout, journal.entries)
-            session = Session(plan, layout, journal, engine, mirror, display.open_display(sweep.name), signals)
+            session = Session(
+                plan, layout, journal, engine, mirror, display.open_display(sweep.name), signals
+            )
             return _in_session(session, steps)
 
 
@@ -181,11 +183,14 @@ def _refuse_another(plan: Plan, journal: Journal) -> None:
     known = journal.record.plan
     if known is None:
         return
-    for what, before, now in (("task", known.task, plan.sweep.task), ("data", known.fingerprint, plan.fingerprint)):
+    for what, before, now in (
+        ("task", known.task, plan.sweep.task),
+        ("data", known.fingerprint, plan.fingerprint),
+    ):
         if before != now:
             raise UserError(
-                f"{journal.layout.root} holds a sweep of the name {plan.sweep.name!r} with other {what}: {before} there,"
-                f" {now} here; give this one another name or --storage"
+                f"{journal.layout.root} holds a sweep of the name {plan.sweep.name!r} with other {what}:"
+                f" {before} there, {now} here; give this one another name or --storage"
             )
 
 
@@ -283,7 +288,7 @@ def _show_result(session: Session) -> None:
     layout, sweep = session.layout, session.plan.sweep
     view = report.status(session.journal.record, sweep.name, locked=False)
     display.show(display.render_table(view))
-    places = {
+    places: dict[str, Path | str] = {
         "model": layout.best,
         "journal": layout.journal,
         "MLflow": printable_uri(tracking_uri(sweep.tracking.uri, layout.storage)),

@@ -2,7 +2,7 @@
 
 The models are frozen, know no other keys, and convert nothing: `"3"` is not a number. Each field is marked,
 where it is defined, as entering the trial's key or not (`enters_key`): what cannot change a trial's result does not.
-`resolve.py` reads files into them; the reference of the YAML in the documents is generated from here.
+`sweepfile.py` reads files into them; the reference of the YAML in the documents is generated from here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from finetune_sweep.space import Space
 
@@ -21,8 +22,8 @@ RECIPE_VERSION: Final = 1
 TaskName = Literal["text-classification"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
-IN_KEY: Final = {"enters_key": True}
-NOT_IN_KEY: Final = {"enters_key": False}
+IN_KEY: Final[JsonDict] = {"enters_key": True}
+NOT_IN_KEY: Final[JsonDict] = {"enters_key": False}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PERCENT = re.compile(r"(100|[1-9]?[0-9])%")
 
@@ -223,7 +224,7 @@ class Data(Model):
             unknown = sorted(set(self.files) - {"train", "validation", "test"})
             if unknown or "train" not in self.files:
                 raise ValueError(
-                    f"files: must name train, and may name validation and test, got {', '.join(self.files) or 'nothing'}"
+                    f"files: must name train, and may name validation and test, got {', '.join(self.files)}"
                 )
         return self
 
@@ -391,6 +392,12 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
+def leaf_names(model: type[BaseModel]) -> list[str]:
+    """Names of the settings of a section that are values, not sections."""
+    names = setting_names(model)
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
 def is_fractional(name: str) -> bool:
     """Whether a setting is a number with a fraction, so that a range from 0 to 1 means what lies between."""
     sections: list[type[BaseModel]] = [Training]
@@ -403,7 +410,8 @@ def is_fractional(name: str) -> bool:
             for nested in nested_models(section.model_fields[parent].annotation)
         ]
     return any(
-        last in section.model_fields and section.model_fields[last].annotation is float for section in sections
+        last in section.model_fields and section.model_fields[last].annotation is float
+        for section in sections
     )
 
 

@@ -252,7 +252,7 @@ def _check_label(column: _Column, file: Path) -> None:
         raise UserError(f"{file}: classification needs at least two classes, {column.name!r} holds {found}")
     if not column.could_be_label:
         raise UserError(
-            f"{file}: {column.name!r} has {column.distinct:,} different values in {len(column.values):,} rows:"
+            f"{file}: {column.name!r} has {column.distinct:,} values in {len(column.values):,} rows,"
             " these are no classes"
         )
 
@@ -260,8 +260,8 @@ def _check_label(column: _Column, file: Path) -> None:
 def _refuse_regression(classes: Sequence[str] | set[str], column: str) -> None:
     if len(classes) > _MOST_NUMBERS and all(map(_is_number, classes)):
         raise UserError(
-            f"{column!r} has {len(classes):,} different numbers: that is regression, text-classification takes"
-            f" up to {_MOST_NUMBERS} of them as classes"
+            f"{column!r} has {len(classes):,} different numbers: that is regression, text-classification"
+            f" takes up to {_MOST_NUMBERS} of them as classes"
         )
 
 
@@ -301,7 +301,7 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
 
 
 def _line(setting: str, comment: str) -> str:
-    return f"{setting:<36} # {comment}"
+    return f"{setting:<35}  # {comment}"
 
 
 def _seen_lines(prepared: Prepared) -> Iterator[str]:

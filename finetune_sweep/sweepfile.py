@@ -163,7 +163,9 @@ def training_of(sweep: Sweep, config: Config) -> Training:
     try:
         return Training.model_validate(raw)
     except ValidationError as error:
-        lines = (f"{'.'.join(_plain(issue['loc']))}: {_describe(issue, Training)}" for issue in error.errors())
+        lines = (
+            f"{'.'.join(_plain(issue['loc']))}: {_describe(issue, Training)}" for issue in error.errors()
+        )
         raise UserError(f"space: {config} is not possible: {'; '.join(lines)}") from None
 
 
@@ -239,9 +241,7 @@ def _read_space(reading: _Reading, value: object, base: Path) -> Space:
     return Space(tuple(dimensions.values()))
 
 
-def _read_space_file(
-    reading: _Reading, path: KeyPath, file: Path, dimensions: dict[str, Dimension]
-) -> None:
+def _read_space_file(reading: _Reading, path: KeyPath, file: Path, dimensions: dict[str, Dimension]) -> None:
     if not file.exists():
         reading.add(path, f"there is no file {str(file)!r}")
         return
@@ -253,7 +253,7 @@ def _read_space_file(
     _add_dimensions(reading, document, (), _mapping(document.value), file.parent, dimensions)
 
 
-def _add_dimensions(  # noqa: PLR0913 - one caller each, and a class would only rename these
+def _add_dimensions(
     reading: _Reading,
     document: Document,
     path: KeyPath,
@@ -264,7 +264,9 @@ def _add_dimensions(  # noqa: PLR0913 - one caller each, and a class would only 
     for name, value in mapping.items():
         here = (*path, name)
         if not spec.searchable(name):
-            message = f"unknown dimension{_hint(name, [*spec.setting_names(Training), 'model', 'data.max_length'])}"
+            message = (
+                f"unknown dimension{_hint(name, [*spec.setting_names(Training), 'model', 'data.max_length'])}"
+            )
             reading.problems.append(document.problem(here, message))
             continue
         try:
@@ -277,8 +279,11 @@ def _add_dimensions(  # noqa: PLR0913 - one caller each, and a class would only 
 
 
 def _typed(name: str, value: Value, base: Path) -> Value:
-    """A domain as its setting means it: `{low: 0, high: 1}` of fractions is no range of whole numbers, and a folder
-    among the models is relative to the file that names it."""
+    """A domain as its setting means it.
+
+    `{low: 0, high: 1}` of fractions is no range of whole numbers; a folder among the models is relative to the
+    file that names it.
+    """
     if name == "model":
         return _model_paths(value, base)
     if isinstance(value, dict) and spec.is_fractional(name):
@@ -371,7 +376,7 @@ def _plain(loc: tuple[int | str, ...]) -> tuple[str, ...]:
     )
 
 
-def _describe(issue: Any, section: type[BaseModel]) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _describe(issue: Any, section: type[BaseModel]) -> str:  # noqa: ANN401, PLR0911 - pydantic's ErrorDetails; a case each
     """One sentence for one of pydantic's errors: the rule, the value, the nearest right word."""
     value, context = issue["input"], issue.get("ctx", {})
     match issue["type"]:
@@ -419,7 +424,7 @@ def _words(listed: str) -> list[str]:
 
 def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fields(section: type[BaseModel], loc: Iterable[int | str]) -> list[type[BaseModel]]:

@@ -68,6 +68,9 @@ _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]+@")
 _SECRET_OPTION: Final = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*)=[^&\s]*")
 _DELIVERED_TAG: Final = TAG + "delivered"
 _LOCK_TAG: Final = TAG + "lock_sha256"
+_PASSING_TAGS: Final = tuple(
+    TAG + name for name in ("failure", "failure_message", "not_finite", "stopped_early_at")
+)
 _POLL_S: Final = 0.5
 _LONGEST_WAIT_S: Final = 30.0
 _POINTS_A_CALL: Final = 800
@@ -520,9 +523,7 @@ def _write(client: MlflowClient, run: _KnownRun, snapshot: Snapshot) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     digest = hashlib.sha256(repr(snapshot.points).encode()).hexdigest()[:16]
-    stale = {
-        name: "" for name, value in run.tags.items() if _is_ours(name) and name not in snapshot.tags and value
-    }
+    stale = dict.fromkeys([name for name in _PASSING_TAGS if run.tags.get(name)], "")
     tags = {**stale, **snapshot.tags, _DELIVERED_TAG: digest}
     short = {name: value[:_TAG_CHARACTERS] for name, value in tags.items()}
     changed = {name: value for name, value in short.items() if run.tags.get(name) != value}
@@ -544,10 +545,6 @@ def _write(client: MlflowClient, run: _KnownRun, snapshot: Snapshot) -> None:
     run.sent.update(points)
     run.params.update(params)
     run.tags.update(changed)
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(TAG) and name not in {_DELIVERED_TAG, _LOCK_TAG}
 
 
 def _dataset(data: DataSet) -> DatasetInput:
@@ -623,7 +620,7 @@ class Mirror:
         with self._state:
             self._wait_s = 0.0
             self._wake.set()
-            self._state.wait_for(self._is_up_to_date, timeout_s)
+            self._state.wait_for(self._is_up_to_date, timeout_s if self._thread.is_alive() else 0.0)
             self._advance()
             late = {*self._pending, self._in_hand}
             keys = [key for key in ("", *self._view.record.trials) if key in late]
@@ -634,7 +631,8 @@ class Mirror:
         undelivered = self.flush(timeout_s)
         self._is_closing = True
         self._wake.set()
-        self._thread.join(timeout=1.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=1.0)
         return undelivered
 
     def _is_up_to_date(self) -> bool:

@@ -21,7 +21,7 @@ from finetune_sweep.errors import Problem, UserError, nearest
 Value = TypeAliasType("Value", "bool | int | float | str | list[Value] | dict[str, Value] | None")
 """What a YAML or JSON document can hold."""
 
-Path_: TypeAlias = tuple[str | int, ...]
+Path_ = tuple[str | int, ...]
 """Way from the top of a document to a value: keys of mappings and positions in lists, from 0."""
 
 MAX_BYTES: Final = 250_000

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune_sweep import starter
 from finetune_sweep.errors import UserError
 from finetune_sweep.plan import check, make_plan
 from finetune_sweep.spec import Sweep
@@ -110,19 +111,20 @@ def test_a_folder_with_one_folder_a_class_is_read(tmp_path: Path) -> None:
     assert make_plan(sweep).classes == ("ham", "spam")
 
 
-def test_the_metric_counts_classes_alike_when_their_sizes_differ_much(tmp_path: Path) -> None:
-    rows = [{"text": f"this is text {n}", "label": "rare" if n % 10 == 0 else "usual"} for n in range(200)]
-    assert sweep_for(write_csv(tmp_path / "uneven.csv", rows), tmp_path).metric.name == "macro_f1"
-
-
-def test_an_even_one_is_scored_by_accuracy(tmp_path: Path) -> None:
-    assert sweep_for(write_csv(tmp_path / "even.csv", reviews()), tmp_path).metric.name == "accuracy"
+@pytest.mark.parametrize(
+    ("counts", "metric"), [((100, 30), "macro_f1"), ((100, 34), "accuracy"), ((5, 5, 1), "macro_f1")]
+)
+def test_the_metric_counts_classes_alike_when_their_sizes_differ_much(
+    counts: Sequence[int], metric: str
+) -> None:
+    line = starter._metric_line({str(label): count for label, count in enumerate(counts)})
+    assert line.startswith(f"metric: {metric} ")
 
 
 @pytest.mark.parametrize(("words", "length"), [(5, 32), (60, 128), (2000, 512)])
-def test_the_longest_input_follows_the_texts(words: int, length: int, tmp_path: Path) -> None:
-    rows = [{"text": f"{n} " + "word " * words, "label": n % 2} for n in range(50)]
-    assert sweep_for(write_csv(tmp_path / "data.csv", rows), tmp_path).data.max_length == length
+def test_the_longest_input_follows_the_texts(words: int, length: int) -> None:
+    one_outlier = ["word " * 5000]
+    assert starter._max_length([f"{n} " + "word " * words for n in range(50)] + one_outlier) == length
 
 
 def test_only_big_data_are_limited(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
             "at least two classes, 'label' holds only 'one'",
         ),
         ([{"a": n, "label": n % 2} for n in range(80)], "no column holds texts; it has a, label"),
-        ([{"text": f"t {n}", "label": f"l {n}"} for n in range(80)], "80 different values in 80 rows"),
+        ([{"text": f"t {n}", "label": f"l {n}"} for n in range(80)], "80 values in 80 rows"),
     ],
 )
 def test_what_is_no_classification_is_refused(rows: list[Row], message: str, tmp_path: Path) -> None:

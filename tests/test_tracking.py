@@ -494,6 +494,12 @@ def test_a_server_that_is_away_holds_nothing_up_and_is_given_all_when_it_is_back
     assert list((layout.storage.parent / "kept").rglob("sweep.lock.yaml"))
 
 
+def test_a_mirror_that_was_never_started_can_be_closed(layout: Layout) -> None:
+    journal = open_journal(layout)
+    journal.append(*planned("a"))
+    assert Mirror(make_sweep(), layout, journal.entries).close(LIMIT_S) == ("sweep bert",)
+
+
 def test_a_mirror_closed_without_its_server_leaves_the_rest_to_the_next(layout: Layout) -> None:
     journal = open_journal(layout)
     journal.append(*planned("a"), *trained("a", 0.5), SessionEnded(4))

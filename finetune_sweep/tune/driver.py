@@ -16,7 +16,14 @@ from typing import Any
 from ray import tune
 
 from finetune_sweep.errors import StorageError, SweepError
-from finetune_sweep.journal import CheckpointRemoved, CheckpointWritten, Event, Failure, Journal, TrialEnded, TrialRecord
+from finetune_sweep.journal import (
+    CheckpointRemoved,
+    Event,
+    Failure,
+    Journal,
+    TrialEnded,
+    TrialRecord,
+)
 from finetune_sweep.layout import Layout, check_folder, remove_folder
 from finetune_sweep.plan import Plan, WorkUnit, remaining
 from finetune_sweep.tune.engine import Engine
@@ -57,7 +64,9 @@ class Driver:
             self._fit(UnitSearcher(units, self.bar, deadline), len(units))
         lost = remaining(self.plan, self.journal.record, self.failures)
         failure = Failure("lost_worker", f"the worker was lost {self.plan.sweep.retries + 1} times")
-        self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for unit in lost for t in unit.trials))
+        self.journal.append(
+            *(TrialEnded(t.key, "failed", failure=failure) for unit in lost for t in unit.trials)
+        )
 
     def ensure_checkpoint(self, key: str) -> None:
         """Trains a finished trial again if its checkpoint is gone or damaged; its recorded values stand.
@@ -124,7 +133,9 @@ class Driver:
     def _stop_at_a_fault(self, failure: Failure) -> None:
         """The first unit's fault is every unit's: a missing package, a column of the wrong type, a bug."""
         if failure.kind == "fault" and not any(trial.done for trial in self.journal.record.current()):
-            raise SweepError(f"the first trial failed, and all others would too: {failure.message}\n{failure.traceback}")
+            raise SweepError(
+                f"the first trial failed, and all others would too: {failure.message}\n{failure.traceback}"
+            )
 
     def _retain(self) -> None:
         ranking = self.journal.record.ranking()
@@ -160,12 +171,12 @@ class _Once(UnitSearcher):
         super().__init__([], lambda: None, None)
         self._assignment: Assignment | None = assignment
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # noqa: ARG002 - Ray Tune's own names are not used
+    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401, ARG002 - Ray Tune's signature
         assignment, self._assignment = self._assignment, None
         return {"assignment": assignment} if assignment else str(self.FINISHED)
 
 
-class _Recorder(tune.Callback):  # type: ignore[misc]
+class _Recorder(tune.Callback):
     """Ray Tune's view of the driver. An exception here ends Tune's run; the driver raises it again."""
 
     def __init__(self, driver: Driver) -> None:
@@ -175,7 +186,7 @@ class _Recorder(tune.Callback):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, object]:
         return {}  # as for the searcher: a restore is never asked for
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
+    def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:  # type: ignore[override]  # noqa: ANN401 - Ray Tune's types
         self._guard(lambda: self._driver.record(result.get("events", ())))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature

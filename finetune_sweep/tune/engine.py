@@ -19,6 +19,7 @@ R = TypeVar("R")
 
 _DRIVER_ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -28,7 +29,8 @@ _DRIVER_ENVIRONMENT: Final = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
     "TUNE_MAX_PENDING_TRIALS_PG": "auto",
 }
-"""What Ray reads from the environment: no telemetry, no files and no signal handlers of Tune's own."""
+"""What Ray reads from the environment: no telemetry, workers of ordinary priority, no files and no signal handlers
+of Tune's own."""
 
 
 class Engine:
@@ -46,6 +48,7 @@ class Engine:
         self._device = sweep.device
         self._address = address
         self._slots: int | None = None
+        self._is_started = False
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +56,7 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._slots is not None:
+        if self._is_started:
             import ray
 
             ray.shutdown()
@@ -65,8 +68,8 @@ class Engine:
         Raises:
             UserError: If no node has what one trial asks for, or the cluster cannot be reached.
         """
+        self._ensure_started()
         if self._slots is None:
-            self._start()
             self._slots = self._count()
         return self._slots
 
@@ -91,21 +94,32 @@ class Engine:
         """
         import ray
 
-        assert self.slots
-        options = {"num_cpus": self._resources.cpu, "num_gpus": self._resources.gpu, "max_calls": 1, "max_retries": 1}
-        task = ray.remote(**options)(function)
+        self._ensure_started()
+        options = {
+            "num_cpus": self._resources.cpu,
+            "num_gpus": self._resources.gpu,
+            "max_calls": 1,
+            "max_retries": 1,
+        }
+        task = ray.remote(function).options(**options)
         try:
             result: R = ray.get(task.remote(*args, **kwargs))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         return result
 
-    def _start(self) -> None:
+    def _ensure_started(self) -> None:
+        if self._is_started:
+            return
         os.environ.update(_DRIVER_ENVIRONMENT)
         import ray
 
         environment = {"env_vars": _worker_environment(self._resources.threads)}
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "runtime_env": environment,
+        }
         if self._address is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             ray.init(num_cpus=cores, include_dashboard=False, **quiet)
@@ -113,13 +127,16 @@ class Engine:
             try:
                 ray.init(address=self._address, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(f"--address {self._address}: no Ray cluster could be joined: {error}") from error
+                raise UserError(
+                    f"--address {self._address}: no Ray cluster could be joined: {error}"
+                ) from error
+        self._is_started = True
         _protect_token()
 
     def _count(self) -> int:
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         slots = sum(_fit(node, self._resources) for node in nodes)
         if not slots:
             raise UserError(
@@ -147,7 +164,9 @@ def _fit(node: Mapping[str, float], resources: Resources) -> int:
     if resources.gpu:
         gpus = node.get("GPU", 0)
         shared = resources.gpu < 1
-        counts.append(int(gpus) * math.floor(1 / resources.gpu + 1e-9) if shared else int(gpus // resources.gpu))
+        counts.append(
+            int(gpus) * math.floor(1 / resources.gpu + 1e-9) if shared else int(gpus // resources.gpu)
+        )
     return min(counts)
 
 

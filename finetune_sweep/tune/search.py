@@ -16,10 +16,12 @@ from finetune_sweep.plan import WorkUnit
 from finetune_sweep.tune.worker import Assignment
 
 
-class UnitSearcher(Searcher):  # type: ignore[misc]
+class UnitSearcher(Searcher):
     """Hands out work units, the longest first, so that slots end at about the same time."""
 
-    def __init__(self, units: Sequence[WorkUnit], bar: Callable[[], float | None], deadline: float | None) -> None:
+    def __init__(
+        self, units: Sequence[WorkUnit], bar: Callable[[], float | None], deadline: float | None
+    ) -> None:
         """Takes the units of one round.
 
         Args:
@@ -32,13 +34,13 @@ class UnitSearcher(Searcher):  # type: ignore[misc]
         self._bar = bar
         self._deadline = deadline
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # noqa: ARG002 - Ray Tune's own names are not used
+    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401, ARG002 - Ray Tune's signature
         """The next unit, or the word for no more."""
         if not self._waiting or (self._deadline is not None and time.monotonic() > self._deadline):
             return str(Searcher.FINISHED)
         return {"assignment": Assignment(self._waiting.pop(0), self._bar())}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: FBT001, FBT002 - Ray Tune's signature
+    def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Ray Tune's
         """Nothing: what came of a unit stands in the journal."""
 
     def __getstate__(self) -> dict[str, object]:

@@ -21,7 +21,16 @@ import torch
 from ray import tune
 
 from finetune_sweep.errors import StorageError, TrialError
-from finetune_sweep.journal import CheckpointWritten, Evaluated, Event, Failure, TrialEnded, UnitStarted, WorkerInfo
+from finetune_sweep.journal import (
+    CheckpointWritten,
+    Evaluated,
+    Event,
+    Failure,
+    TrialEnded,
+    TrialState,
+    UnitStarted,
+    WorkerInfo,
+)
 from finetune_sweep.layout import Layout, folder_aside
 from finetune_sweep.plan import Plan, Trial, WorkUnit
 from finetune_sweep.tasks import TASKS
@@ -54,10 +63,10 @@ class Assignment:
     rebuild: str | None = None
 
 
-class UnitTrainable(tune.Trainable):  # type: ignore[misc]
+class UnitTrainable(tune.Trainable):
     """Ray Tune's view of a worker: a step is an evaluation. Actors are reused for one unit after another."""
 
-    def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:
+    def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:  # type: ignore[override]
         """Takes the first unit; `plan` and `layout` stay the same for the actor's life."""
         self._loaded, self._plan, self._layout = Loaded(plan), plan, layout
         torch.set_num_threads(plan.sweep.resources_per_trial.threads)
@@ -128,12 +137,17 @@ class _UnitRun:
         job, state = self.loaded.job(trials[-1])
         for evaluation in loop.fit(job, state):
             self.epochs_done = evaluation.epoch
-            self._note(evaluation, state)
-            reached = [t for t in trials if t.epochs == evaluation.epoch or (evaluation.stopped and self._open(t))]
+            best = self._note(evaluation, state)
+            reached = [
+                t for t in trials if t.epochs == evaluation.epoch or (evaluation.stopped and self._open(t))
+            ]
             if self.assignment.rebuild is None:
-                yield (self._evaluated(evaluation), *(self._end(trial, evaluation) for trial in reached))
+                yield (
+                    self._evaluated(evaluation),
+                    *(self._end(trial, evaluation, best) for trial in reached),
+                )
             elif reached:
-                yield (CheckpointWritten(self.assignment.rebuild, self._write()),)
+                yield (CheckpointWritten(self.assignment.rebuild, self._write(best)),)
                 return
 
     def _open(self, trial: Trial) -> bool:
@@ -141,53 +155,64 @@ class _UnitRun:
 
     def _evaluated(self, evaluation: loop.Evaluation) -> Evaluated:
         unit = self.assignment.unit
-        fields = {f.name: getattr(evaluation, f.name) for f in dataclasses.fields(Evaluated) if f.name not in {"unit", "keys"}}
-        return Evaluated(unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields)
+        fields = {
+            f.name: getattr(evaluation, f.name)
+            for f in dataclasses.fields(Evaluated)
+            if f.name not in {"unit", "keys"}
+        }
+        return Evaluated(
+            unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields
+        )
 
-    def _note(self, evaluation: loop.Evaluation, state: loop.LoopState) -> None:
+    def _note(self, evaluation: loop.Evaluation, state: loop.LoopState) -> _Best:
         """Keeps the tensors of the evaluation if it is the one that counts so far; ties go to the earliest."""
         score = evaluation.metrics[self.plan.sweep.metric.name]
         last = self.plan.sweep.metric.epoch == "last"
         if self.best is None or last or self._better(score, self.best.score):
             copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.changed.items()}
             self.best = _Best(score, evaluation.epoch, copies)
+        return self.best
 
     def _better(self, score: float, than: float) -> bool:
         return score > than if self.plan.mode == "max" else score < than
 
-    def _end(self, trial: Trial, evaluation: loop.Evaluation) -> TrialEnded:
-        assert self.best is not None, "an evaluation was noted before"
+    def _end(self, trial: Trial, evaluation: loop.Evaluation, best: _Best) -> TrialEnded:
         self.ended.add(trial.key)
         bar = self.assignment.bar
-        worth_keeping = bar is None or not self._better(bar, self.best.score)
+        worth_keeping = bar is None or not self._better(bar, best.score)
         return TrialEnded(
             key=trial.key,
             state="finished",
             epochs_done=evaluation.epoch,
-            best_epoch=self.best.epoch,
-            score=self.best.score,
-            stopped_early_at=evaluation.epoch if evaluation.stopped and evaluation.epoch < trial.epochs else None,
-            checkpoint=self._write() if worth_keeping else None,
+            best_epoch=best.epoch,
+            score=best.score,
+            stopped_early_at=evaluation.epoch
+            if evaluation.stopped and evaluation.epoch < trial.epochs
+            else None,
+            checkpoint=self._write(best) if worth_keeping else None,
         )
 
-    def _write(self) -> str:
+    def _write(self, best: _Best) -> str:
         """Stores the tensors of the best epoch, once; the path is relative to the sweep's folder."""
         from safetensors.torch import save_file
 
-        assert self.best is not None, "an evaluation was noted before"
-        target = self.layout.checkpoint(self.assignment.unit.name, self.best.epoch)
-        if not self.best.written:
+        target = self.layout.checkpoint(self.assignment.unit.name, best.epoch)
+        if not best.written:
             with folder_aside(target) as folder:
-                save_file({name: t.contiguous() for name, t in self.best.tensors.items()}, folder / CHANGED_TENSORS)
-            self.best.written = True
+                save_file(
+                    {name: t.contiguous() for name, t in best.tensors.items()}, folder / CHANGED_TENSORS
+                )
+            best.written = True
         return str(target.relative_to(self.layout.root))
 
     def end_open(self, failure: Failure) -> tuple[Event, ...]:
         """The end of the trials that have no result: they share the failure."""
-        state = "diverged" if failure.kind == "diverged" else "failed"
+        state: TrialState = "diverged" if failure.kind == "diverged" else "failed"
         trials = [trial for trial in self.assignment.unit.trials if self._open(trial)]
         if self.assignment.rebuild is not None:
-            raise StorageError(f"the checkpoint of {self.assignment.rebuild} cannot be made again: {failure.message}")
+            raise StorageError(
+                f"the checkpoint of {self.assignment.rebuild} cannot be made again: {failure.message}"
+            )
         return tuple(
             TrialEnded(trial.key, state, epochs_done=self.epochs_done, failure=failure) for trial in trials
         )
@@ -267,7 +292,9 @@ class Loaded:
         """A split in the tokens of a model."""
         name = (split, folder, max_length)
         if name not in self._encoded:
-            self._encoded[name] = encode_split(self.prepared, split, self._task, folder, max_length, self._cache)
+            self._encoded[name] = encode_split(
+                self.prepared, split, self._task, folder, max_length, self._cache
+            )
         return self._encoded[name]
 
     def job(self, trial: Trial) -> tuple[loop.Job, loop.LoopState]:

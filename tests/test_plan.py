@@ -1,0 +1,201 @@
+"""What a sweep comes to: keys, shared trajectories, what is left to do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune_sweep import outlook, plan, spec
+from finetune_sweep.errors import UserError
+from finetune_sweep.journal import Entry, Failure, SweepRecord, TrialEnded, TrialPlanned, replay
+from finetune_sweep.plan import Plan, Trial, make_plan, remaining, work_units
+from finetune_sweep.spec import Sweep, Training
+from finetune_sweep.sweepfile import load_sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
+
+    from tests.conftest import WriteSweep
+
+
+def planned(file: Path, *sets: str) -> Plan:
+    return make_plan(load_sweep(file, sets, plan.check))
+
+
+def keys(made: Plan) -> list[str]:
+    return [trial.key for trial in made.trials]
+
+
+def test_a_grid_is_complete_and_each_trial_has_its_own_key(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep())
+
+    assert [trial.config for trial in made.trials] == [
+        {"learning_rate": 1e-3, "epochs": 1},
+        {"learning_rate": 1e-3, "epochs": 2},
+        {"learning_rate": 1e-2, "epochs": 1},
+        {"learning_rate": 1e-2, "epochs": 2},
+    ]
+    assert len(set(keys(made))) == 4
+
+
+def test_the_same_file_gives_the_same_keys_and_more_values_keep_them(write_sweep: WriteSweep) -> None:
+    before = keys(planned(write_sweep()))
+    after = keys(planned(write_sweep(space="{learning_rate: [1e-4, 1e-3, 1e-2], epochs: [1, 2]}")))
+
+    assert after[2:] == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.weight_decay=0.02",
+        "training.batch_size=8",
+        "training.precision=bf16",
+        "training.lr_schedule=linear",
+        "training.early_stopping={patience: 1}",
+        "seed=1",
+        "data.max_length=12",
+        "data.split.seed=1",
+    ],
+)
+def test_what_can_change_a_result_changes_the_keys(change: str, write_sweep: WriteSweep) -> None:
+    file = write_sweep()
+
+    assert not set(keys(planned(file))) & set(keys(planned(file, change)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "name=other",
+        "retries=7",
+        "resources_per_trial.cpu=0.5",
+        "training.gradient_accumulation_steps=2",
+        "training.weight_decay=0.01",
+        "metric=loss",
+        "tracking.experiment=elsewhere",
+        "training.lr_schedule={type: constant, warmup_steps: 0}",
+    ],
+)
+def test_what_cannot_change_a_result_leaves_the_keys(change: str, write_sweep: WriteSweep) -> None:
+    file = write_sweep()
+
+    assert keys(planned(file)) == keys(planned(file, change))
+
+
+def test_keys_stay_what_they_are_from_version_to_version() -> None:
+    """A change here loses every trial that users have finished: raise `RECIPE_VERSION` if it is meant."""
+    trial = plan.Identity("text-classification", "model", "data", 64, Training(learning_rate=1e-4), 3, 0)
+
+    assert trial.key() == "bb289f7eaee6169d"
+
+
+def test_every_field_says_whether_it_enters_the_key() -> None:
+    def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+        yield section
+        for field in section.model_fields.values():
+            for nested in spec.nested_models(field.annotation):
+                yield from sections(nested)
+
+    marks = {
+        f"{section.__name__}.{name}": field.json_schema_extra
+        for section in sections(Sweep)
+        for name, field in section.model_fields.items()
+    }
+
+    assert len(marks) > 50
+    assert {name for name, mark in marks.items() if mark not in (spec.IN_KEY, spec.NOT_IN_KEY)} == set()
+
+
+def test_every_field_is_documented() -> None:
+    fields = {name: field for name, field in Training.model_fields.items() if not field.description}
+
+    assert fields == {}
+
+
+def test_depths_that_freeze_the_same_are_one_trial(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep(space="{freeze_depth: [1, 50%, 2, all, 100%, 0, embeddings]}"))
+
+    assert [trial.depth for trial in made.trials] == [1, 2, 0, "embeddings"]
+    assert made.merged == 3
+
+
+def test_trials_that_differ_only_in_epochs_share_a_trajectory(write_sweep: WriteSweep) -> None:
+    units = planned(write_sweep()).units
+
+    assert [[trial.epochs for trial in unit.trials] for unit in units] == [[1, 2], [1, 2]]
+    assert {unit.trials[0].training.learning_rate for unit in units} == {1e-3, 1e-2}
+    assert [unit.name for unit in units] == [unit.trials[-1].key for unit in units]
+
+
+def test_nothing_is_shared_when_the_schedule_looks_ahead(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep(training="{lr_schedule: linear}"))
+
+    assert all(len(unit.trials) == 1 for unit in made.units)
+    assert outlook.look(made, SweepRecord()).epochs_shareable == 4
+
+
+def test_random_trials_are_reproducible_and_more_of_them_keep_the_first(write_sweep: WriteSweep) -> None:
+    space = "{learning_rate: {low: 1e-5, high: 1e-1, log: true}, batch_size: [4, 8, 16]}"
+    few = planned(write_sweep(space=space, search="{type: random, trials: 4, seed: 3}"))
+    more = planned(write_sweep(space=space, search="{type: random, trials: 9, seed: 3}"))
+    other = planned(write_sweep(space=space, search="{type: random, trials: 4, seed: 4}"))
+
+    assert keys(more)[:4] == keys(few)
+    assert len(more.trials) == 9
+    assert not set(keys(other)) & set(keys(few))
+
+
+def test_what_is_done_is_not_planned_again_and_a_failure_is_once_a_run(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep())
+    first, second, third, _ = keys(made)
+    ends = (
+        TrialEnded(first, "finished", score=0.5),
+        TrialEnded(second, "diverged", failure=Failure("diverged", "the loss is nan")),
+        TrialEnded(third, "failed", failure=Failure("fault", "a bug")),
+    )
+    record = replay(Entry(0.0, event) for event in (*made.events(), *ends))
+
+    assert [trial.key for unit in remaining(made, record, {}) for trial in unit.trials] == keys(made)[2:]
+    assert [t.key for unit in remaining(made, record, {third: 1}) for t in unit.trials] == keys(made)[3:]
+
+
+def test_params_have_the_same_names_for_every_trial_and_none_is_empty(write_sweep: WriteSweep) -> None:
+    made = planned(
+        write_sweep(space="{early_stopping: [null, {patience: 1}], lr_schedule: [constant, linear]}")
+    )
+    params = [event.params for event in made.events() if isinstance(event, TrialPlanned)]
+
+    assert len({frozenset(each) for each in params}) == 1
+    assert all(value is not None for each in params for value in each.values())
+
+
+def test_the_data_of_a_trial_must_be_there(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.csv"):
+        planned(write_sweep(data=str(tmp_path / "nowhere.csv")))
+
+
+def test_the_outlook_counts_what_is_trained(write_sweep: WriteSweep) -> None:
+    seen = outlook.look(
+        planned(write_sweep(space="{freeze_depth: [0, 1, all], epochs: [1, 3]}")), SweepRecord()
+    )
+
+    assert (seen.missing, seen.trainings, seen.epochs, seen.epochs_apart) == (6, 3, 9, 12)
+    assert [(row.depth, row.blocks_trained, row.blocks) for row in seen.trained] == [
+        (0, 2, 2),
+        (1, 1, 2),
+        (2, 0, 2),
+    ]
+    assert seen.trained[0].parameters_trained == seen.trained[0].parameters
+
+
+def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None:
+    trials: tuple[Trial, ...] = planned(write_sweep()).trials
+    backwards = work_units(replace(trial) for trial in reversed(trials))
+
+    assert [unit.epochs for unit in backwards] == [2, 2]

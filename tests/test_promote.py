@@ -1,0 +1,695 @@
+"""Promotion of a tiny BERT that a real work unit trained: what ends up in `best/`, and what never does."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import multiprocessing
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, cast
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
+
+from finetune_sweep import card, promote, yamlio
+from finetune_sweep.errors import StorageError, TrackingError, UserError, VerificationError
+from finetune_sweep.journal import (
+    Event,
+    Journal,
+    Promoted,
+    TestIntended,
+    TestRead,
+    Tracked,
+    TrialEnded,
+    TrialRecord,
+    read,
+    replay,
+)
+from finetune_sweep.layout import Layout, SweepLock, check_folder, folder_aside
+from finetune_sweep.plan import Plan, make_plan
+from finetune_sweep.promote import Found, Options
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tracking import KEY_TAG, TAG, artifact_location, make_client, tracking_uri
+from finetune_sweep.tune.worker import CHANGED_TENSORS, Assignment, Loaded, run_unit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SWEEP = """
+name: tiny
+task: text-classification
+model: ./model
+data:
+  {data}
+  max_length: 16
+space: {{learning_rate: [3e-3, 1e-2], epochs: [1, 2]}}
+metric: {{name: loss}}
+training: {{freeze_depth: 1, batch_size: 4}}
+storage: ./runs
+cache: ./cache
+tracking: {{uri: "{uri}", registered_model: tiny classifier}}
+"""
+NAMES = ("ann", "bob", "eve", "dan", "mia")
+THINGS = ("film", "book", "song", "play", "game", "poem")
+WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "##s", "saw", "the", *NAMES, *THINGS]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A sweep whose trials are all finished."""
+
+    plan: Plan
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The same, held by this process."""
+
+    plan: Plan
+    layout: Layout
+    journal: Journal
+
+    def promote(self, fresh: promote.Fresh, options: Options | None = None) -> Promoted:
+        return promote.promote(self.plan, self.journal, self.layout, fresh, options)
+
+    @property
+    def ranking(self) -> list[TrialRecord]:
+        return self.journal.record.ranking()
+
+    @property
+    def events(self) -> list[Event]:
+        return [entry.event for entry in self.journal.entries]
+
+    def results(self) -> Any:  # noqa: ANN401 - JSON
+        return json.loads((self.layout.best / card.RESULTS).read_text())
+
+    def card(self) -> str:
+        return (self.layout.best / card.CARD).read_text()
+
+
+def here(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    return function(*args, **kwargs)
+
+
+def never(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: ARG001 - as `Fresh`
+    pytest.fail(f"{function} was called")
+
+
+def stop_at(number: int) -> promote.Fresh:
+    """Runs functions in this process, until the user presses Ctrl-C at the one with this number."""
+    calls = 0
+
+    def fresh(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return fresh
+
+
+def save_model(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(folder)
+    vocabulary = {word: place for place, word in enumerate(WORDS)}
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - no password
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, **special)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(folder)
+
+
+def save_rows(file: Path, labels: tuple[str, str] = ("bad", "good")) -> None:
+    """Writes 60 different texts, half of each label."""
+    rows = [
+        (f"{name} saw the {word} {thing}s", labels[word == "good"])
+        for name in NAMES
+        for thing in THINGS
+        for word in ("bad", "good")
+    ]
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows])
+
+
+def train(folder: Path, data: str, uri: str = "sqlite:///mlflow.db") -> Trained:
+    """Trains a sweep as the driver does, in this process."""
+    save_model(folder / "model")
+    save_rows(folder / "rows.csv")
+    (folder / "tiny.yaml").write_text(SWEEP.format(data=data, uri=uri))
+    sweep = load_sweep(folder / "tiny.yaml")
+    plan = make_plan(sweep)
+    layout = Layout(Path(sweep.storage or ""), sweep.name)
+    torch.set_num_threads(1)
+    loaded = Loaded(plan)
+    with hold(Trained(plan, layout)) as held:
+        layout.resolved.write_text(yamlio.dump({"name": sweep.name}))
+        held.journal.append(*plan.events())
+        for unit in plan.units:
+            for events in run_unit(Assignment(unit), plan, layout, loaded):
+                held.journal.append(*events)
+    return Trained(plan, layout)
+
+
+@contextlib.contextmanager
+def hold(trained: Trained) -> Iterator[Opened]:
+    with SweepLock(trained.layout) as lock:
+        journal = Journal(trained.layout, lock.owner)
+        try:
+            yield Opened(trained.plan, trained.layout, journal)
+        finally:
+            journal.close()
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(
+        tmp_path_factory.mktemp("template"), "source: ./rows.csv\n  split: {validation: 0.2, test: 0.2}"
+    )
+
+
+@pytest.fixture
+def trained(template: Trained, tmp_path: Path) -> Trained:
+    layout = Layout(tmp_path / "runs", template.layout.sweep)
+    shutil.copytree(template.layout.root, layout.root)
+    return Trained(template.plan, layout)
+
+
+@pytest.fixture
+def sweep(trained: Trained) -> Iterator[Opened]:
+    with hold(trained) as held:
+        yield held
+
+
+@pytest.fixture(scope="module")
+def promoted_template(template: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The best trial promoted, with the work done in another process."""
+    layout = Layout(tmp_path_factory.mktemp("promoted") / "runs", template.layout.sweep)
+    shutil.copytree(template.layout.root, layout.root)
+
+    def in_the_pool(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        return pool.submit(function, *args, **kwargs).result()
+
+    spawn = multiprocessing.get_context("spawn")
+    with hold(Trained(template.plan, layout)) as held, ProcessPoolExecutor(1, spawn) as pool:
+        held.promote(in_the_pool, Options(command="finetune-sweep run tiny.yaml"))
+    return Trained(template.plan, layout)
+
+
+@pytest.fixture
+def promoted(promoted_template: Trained, tmp_path: Path) -> Iterator[Opened]:
+    layout = Layout(tmp_path / "promoted" / "runs", promoted_template.layout.sweep)
+    shutil.copytree(promoted_template.layout.root, layout.root)
+    with hold(Trained(promoted_template.plan, layout)) as held:
+        yield held
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------- what is promoted
+
+
+def test_the_best_trial_lies_in_best_as_any_checkpoint(promoted: Opened) -> None:
+    best, winner = promoted.layout.best, promoted.ranking[0]
+    check_folder(best)
+    model, info = AutoModelForSequenceClassification.from_pretrained(best, output_loading_info=True)
+    assert not any(info.values())
+    assert model.config.id2label == {0: "bad", 1: "good"}
+
+    assert winner.checkpoint is not None
+    trained = load_file(promoted.layout.root / winner.checkpoint / CHANGED_TENSORS)
+    assert any(name.startswith("bert.encoder.layer.1.") for name in trained)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in trained.items())
+    tokens = AutoTokenizer.from_pretrained(best)("Bob saw the good films")["input_ids"]
+    assert [WORDS[token] for token in tokens] == [
+        "[CLS]",
+        "bob",
+        "saw",
+        "the",
+        "good",
+        "film",
+        "##s",
+        "[SEP]",
+    ]
+
+
+def test_what_is_journalled_is_what_was_measured(promoted: Opened) -> None:
+    winner, tested = promoted.ranking[0], promoted.journal.record.test_reads[0]
+    last = Promoted(winner.key, winner.metrics, tested.metrics, "tiny classifier", "")
+    happened = [event for event in promoted.events if isinstance(event, TestIntended | TestRead | Promoted)]
+    assert happened == [TestIntended(winner.key, tested.fingerprint), tested, last]
+    assert set(tested.metrics) == {"accuracy", "macro_f1", "f1", "mcc", "auroc", "loss"}
+    results = promoted.results()
+    assert (results["key"], results["validation"], results["test"]) == (
+        winner.key,
+        winner.metrics,
+        tested.metrics,
+    )
+    assert (promoted.layout.best / "sweep.lock.yaml").read_bytes() == promoted.layout.resolved.read_bytes()
+
+
+def test_the_card_says_where_the_checkpoint_comes_from(promoted: Opened) -> None:
+    text, plan, winner = promoted.card(), promoted.plan, promoted.ranking[0]
+    head = ModelCard.load(promoted.layout.best / card.CARD).data.to_dict()
+    assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-classification")
+    assert [result["dataset"]["split"] for result in head["model-index"][0]["results"]] == [
+        "validation",
+        "test",
+    ]
+    assert "loss" in head["metrics"]
+
+    for fact in (
+        plan.fingerprint,
+        winner.key,
+        "`rows.csv`",
+        "finetune-sweep run tiny.yaml",
+        torch.__version__,
+    ):
+        assert fact in text
+    assert "It is the best of 4 finished trials, each trained once with seed 0" in text
+    assert all(note in text for note in plan.notes)
+    assert all(f"| {name} |" in text for name in plan.trials[0].params())
+    assert str(plan.sweep.cache) not in text
+    places = [text.index(f"| {place} | `{trial.key}` |") for place, trial in enumerate(promoted.ranking, 1)]
+    assert places == sorted(places)
+
+
+def test_the_code_in_the_card_runs(
+    promoted: Opened, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.findall(r"```python\n(.*?)```", promoted.card(), re.DOTALL)
+    monkeypatch.chdir(promoted.layout.root)
+    exec(code[0], {})  # noqa: S102 - what a reader of the card does
+    assert re.search(r"'label': '(good|bad)', 'score': 0\.\d+", capsys.readouterr().out)
+
+
+def test_promoting_again_does_nothing(promoted: Opened) -> None:
+    before, events = tree(promoted.layout.best), len(promoted.events)
+    assert promoted.promote(never) == promoted.journal.record.promoted
+    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_a_damaged_best_is_made_again_without_reading_the_test_again(promoted: Opened) -> None:
+    (promoted.layout.best / "model.safetensors").write_bytes(b"damaged")
+    reads = promoted.journal.record.test_reads.copy()
+    promoted.promote(here)
+    check_folder(promoted.layout.best)
+    assert promoted.journal.record.test_reads == reads
+    assert promoted.results()["test"] == reads[0].metrics
+
+
+def test_more_trials_make_the_card_anew(sweep: Opened) -> None:
+    best = sweep.ranking[0].key
+    fewer = replace(sweep.plan, trials=tuple(t for t in sweep.plan.trials if t.key != sweep.ranking[-1].key))
+    promote.promote(fewer, sweep.journal, sweep.layout, here)
+    assert "It is the best of 3 finished trials" in sweep.card()
+    assert sweep.promote(here).key == best
+    assert "It is the best of 4 finished trials" in sweep.card()
+
+
+def test_a_dry_run_verifies_and_keeps_nothing(sweep: Opened) -> None:
+    before = tree(sweep.layout.root)
+    calls = []
+
+    def counting(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        calls.append(function)
+        return function(*args, **kwargs)
+
+    would = sweep.promote(counting, Options(dry_run=True))
+    assert would == Promoted(sweep.ranking[0].key, sweep.ranking[0].metrics, {}, "tiny classifier", "")
+    assert calls == [promote.assemble, promote.evaluate_folder]
+    assert tree(sweep.layout.root) == before
+    assert [path.name for path in sweep.layout.root.glob(".best*")] == []
+
+
+# -------------------------------------------------------------------------------------------- which trial it is
+
+
+def test_the_user_may_overrule_the_best(sweep: Opened) -> None:
+    second = sweep.ranking[1].key
+    assert sweep.promote(here, Options(key=second)).key == second
+    assert "It is number 2, chosen by hand, of 4 finished trials" in sweep.card()
+
+
+def test_a_wrong_key_is_answered_with_the_nearest(sweep: Opened) -> None:
+    key = sweep.ranking[1].key
+    with pytest.raises(UserError, match=f"did you mean '{key}'.*the best are {sweep.ranking[0].key}"):
+        sweep.promote(never, Options(key=key[:-1]))
+
+
+def test_a_trial_that_is_not_finished_cannot_be_promoted(trained: Trained) -> None:
+    key = trained.plan.trials[0].key
+    with hold(replace(trained, layout=Layout(trained.layout.storage, "empty"))) as empty:
+        empty.journal.append(*empty.plan.events())
+        with pytest.raises(UserError, match="no trial of the sweep 'tiny' is finished"):
+            empty.promote(never)
+        other = trained.plan.trials[1].key
+        empty.journal.append(TrialEnded(other, "finished", 1, 1, 0.5), TrialEnded(key, "failed"))
+        with pytest.raises(UserError, match=rf"got '{key}' \(it is failed\)"):
+            empty.promote(never, Options(key=key))
+
+
+# ------------------------------------------------------------------------------------------- what is refused
+
+
+def test_a_damaged_checkpoint_is_not_promoted(promoted: Opened) -> None:
+    second = promoted.ranking[1]
+    file = promoted.layout.root / (second.checkpoint or "") / CHANGED_TENSORS
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    before, events = tree(promoted.layout.best), len(promoted.events)
+    with pytest.raises(StorageError, match="is damaged"):
+        promoted.promote(never, Options(key=second.key))
+    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_a_checkpoint_that_was_removed_is_not_promoted(sweep: Opened) -> None:
+    sweep.ranking[0].checkpoint = None
+    with pytest.raises(StorageError, match="has no checkpoint any more; `run` trains it again"):
+        sweep.promote(never)
+
+
+def test_a_checkpoint_of_another_depth_is_not_promoted(sweep: Opened) -> None:
+    checkpoint = sweep.layout.root / (sweep.ranking[0].checkpoint or "")
+    tensors = load_file(checkpoint / CHANGED_TENSORS)
+    with folder_aside(checkpoint) as aside:
+        save_file({name: tensors[name] for name in tensors if "layer.1" not in name}, aside / CHANGED_TENSORS)
+    with pytest.raises(
+        StorageError, match=r"other tensors than training changes; 16 differ, as bert\.encoder"
+    ):
+        sweep.promote(here)
+    assert not sweep.layout.best.exists()
+
+
+def test_other_weights_do_not_pass_the_verification(promoted: Opened) -> None:
+    second = promoted.ranking[1]
+    checkpoint = promoted.layout.root / (second.checkpoint or "")
+    tensors = load_file(checkpoint / CHANGED_TENSORS)
+    with folder_aside(checkpoint) as aside:
+        save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, aside / CHANGED_TENSORS)
+    before, events = tree(promoted.layout.best), len(promoted.events)
+    with pytest.raises(VerificationError, match="loss was recorded as"):
+        promoted.promote(here, Options(key=second.key))
+    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_a_metric_that_is_not_found_again_is_named(sweep: Opened) -> None:
+    winner = sweep.ranking[0]
+    recorded = dict(winner.metrics)
+    changed = recorded | {"accuracy": recorded["accuracy"] + 0.001}
+    evaluations = winner.evaluations
+    winner.evaluations = [replace(e, metrics=changed) if e.metrics == recorded else e for e in evaluations]
+    expected = f"accuracy was recorded as {changed['accuracy']!r}, found {recorded['accuracy']!r}"
+    with pytest.raises(VerificationError, match=re.escape(expected)) as raised:
+        sweep.promote(here)
+    assert "loss" not in str(raised.value)
+    assert not sweep.layout.best.exists()
+
+
+def test_only_another_host_or_device_may_move_the_last_digits(sweep: Opened) -> None:
+    winner = sweep.ranking[0]
+    assert winner.worker is not None
+    loss, accuracy = winner.metrics["loss"], winner.metrics["accuracy"]
+    near = Found({**winner.metrics, "loss": loss * 1.0005}, winner.worker.host, winner.worker.device, {})
+    with pytest.raises(VerificationError, match="loss"):
+        promote.verify(winner, near)
+    promote.verify(winner, replace(near, host="elsewhere"))
+    promote.verify(winner, replace(near, device="cuda"))
+    with pytest.raises(VerificationError, match="loss"):
+        promote.verify(
+            winner, replace(near, host="elsewhere", metrics={**near.metrics, "loss": loss * 1.002})
+        )
+    with pytest.raises(VerificationError, match="accuracy"):
+        off = {**near.metrics, "accuracy": accuracy * 1.0005}
+        promote.verify(winner, replace(near, host="elsewhere", metrics=off))
+    with pytest.raises(VerificationError, match="loss was recorded as .* found nan"):
+        promote.verify(winner, replace(near, metrics={**near.metrics, "loss": float("nan")}))
+
+
+def test_data_that_changed_since_the_plan_are_refused(sweep: Opened) -> None:
+    with pytest.raises(
+        UserError, match="the data changed since the plan: their fingerprint was 00, now it is"
+    ):
+        promote.promote(replace(sweep.plan, fingerprint="00"), sweep.journal, sweep.layout, never)
+
+
+def test_a_folder_without_its_class_names_or_weights_is_refused(promoted: Opened) -> None:
+    best = promoted.layout.best
+    config = json.loads((best / "config.json").read_text())
+    (best / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
+    with pytest.raises(VerificationError, match=r"should have the classes \('bad', 'good'\)"):
+        promote.load_as_user(best, promoted.plan)
+    tensors = load_file(best / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, best / "model.safetensors", {"format": "pt"})
+    with pytest.raises(VerificationError, match=r"missing_keys.*classifier\.weight"):
+        promote.load_as_user(best, promoted.plan)
+
+
+# --------------------------------------------------------------------------------------------- the test split
+
+
+def test_a_later_champion_does_not_read_the_test_split(promoted: Opened) -> None:
+    first, second = (trial.key for trial in promoted.ranking[:2])
+    again = promoted.promote(here, Options(key=second))
+    assert again.test_metrics == {}
+    assert promoted.results()["test"] is None
+    assert (
+        f"**Test.** Not read for this model: it was read for an earlier champion ({first})" in promoted.card()
+    )
+
+    tested = promoted.promote(here, Options(key=second, again=True))
+    assert [event.key for event in promoted.journal.record.test_reads] == [first, second]
+    assert promoted.results()["test"] == tested.test_metrics != {}
+    assert f"It was also read for {first}, so it is no longer untouched." in promoted.card()
+
+    back = promoted.promote(here, Options(key=first, again=True))
+    assert len(promoted.journal.record.test_reads) == 2
+    assert back.test_metrics == promoted.journal.record.test_reads[0].metrics
+
+
+def test_an_intent_alone_counts_as_a_look_at_the_test_split(sweep: Opened) -> None:
+    first, second = (trial.key for trial in sweep.ranking[:2])
+    with pytest.raises(KeyboardInterrupt):
+        sweep.promote(stop_at(3))
+    assert isinstance(sweep.events[-1], TestIntended)
+    assert sweep.promote(here, Options(key=second)).test_metrics == {}
+    assert sweep.promote(here, Options(key=first)).test_metrics != {}
+
+
+def test_hidden_test_labels_are_told_in_the_card(tmp_path: Path) -> None:
+    save_rows(tmp_path / "hidden.csv", labels=("-1", "-1"))
+    data = "files: {train: rows.csv, test: hidden.csv}\n  split: {validation: 0.2, test: 0}"
+    with hold(train(tmp_path, data)) as opened:
+        assert opened.promote(here).test_metrics == {}
+        assert [e for e in opened.events if isinstance(e, TestIntended)] == []
+        assert "**Test.** There is no test split" in opened.card()
+        assert "the labels of the source's 60 rows are hidden" in opened.card()
+        assert "| metric | validation |\n" in opened.card()
+
+
+# ------------------------------------------------------------------------------------------------- interrupted
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_interrupted_promotion_leaves_the_old_best(promoted: Opened, step: int) -> None:
+    before = tree(promoted.layout.best)
+    with pytest.raises(KeyboardInterrupt):
+        promoted.promote(stop_at(step), Options(key=promoted.ranking[1].key, again=True))
+    assert tree(promoted.layout.best) == before
+    assert [path.name for path in promoted.layout.root.glob(".best*")] == []
+
+
+KILLED = """
+import os, pickle, signal, sys
+from finetune_sweep import promote
+from finetune_sweep.journal import Journal, Promoted
+from finetune_sweep.layout import SweepLock
+
+plan, layout, options, moment = pickle.loads(sys.stdin.buffer.read())
+
+class Dying(Journal):
+    def append(self, *events):
+        if moment == "journal" and any(isinstance(event, Promoted) for event in events):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().append(*events)
+
+def fresh(function, *args):
+    if moment == "test" and "test" in args:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args)
+
+with SweepLock(layout) as lock:
+    promote.promote(plan, Dying(layout, lock.owner), layout, fresh, options)
+"""
+
+
+@pytest.mark.parametrize("moment", ["test", "journal"])
+def test_a_killed_promotion_leaves_the_old_best_or_the_new_one(
+    promoted_template: Trained, tmp_path: Path, moment: str
+) -> None:
+    layout = Layout(tmp_path / "runs", promoted_template.layout.sweep)
+    shutil.copytree(promoted_template.layout.root, layout.root)
+    first, second = (trial.key for trial in replay(read(layout)).ranking()[:2])
+    options = Options(key=second, again=True)
+    message = pickle.dumps((promoted_template.plan, layout, options, moment))
+    killed = subprocess.run([sys.executable, "-c", KILLED], input=message, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    check_folder(layout.best)
+    with hold(Trained(promoted_template.plan, layout)) as held:
+        assert held.results()["key"] == (first if moment == "test" else second)
+        assert held.journal.record.promoted is not None
+        assert held.journal.record.promoted.key == first
+        assert held.promote(here, options).key == second
+        assert held.results()["key"] == second
+        assert [event.key for event in held.journal.record.test_reads] == [first, second]
+        assert [path.name for path in layout.root.glob(".best*")] == []
+
+
+def test_a_kill_between_the_two_renames_is_mended(promoted: Opened) -> None:
+    before = tree(promoted.layout.best)
+    promoted.layout.best.rename(promoted.layout.root / ".best.old")
+    assert promoted.promote(never) == promoted.journal.record.promoted
+    assert tree(promoted.layout.best) == before
+
+
+# ------------------------------------------------------------------------------------------------ the registry
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    database = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    make_client(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+def client_of(opened: Opened) -> Any:  # noqa: ANN401 - an MlflowClient, whose annotations differ from what it returns
+    return make_client(tracking_uri(opened.plan.sweep.tracking.uri, opened.layout.storage))
+
+
+@pytest.fixture
+def tracked(promoted: Opened, migrated: Path) -> Opened:
+    """The promoted sweep with a run of its best trial and one of the sweep, as the mirror makes them."""
+    shutil.copy(migrated, promoted.layout.storage.parent / "mlflow.db")
+    client = client_of(promoted)
+    uri = tracking_uri(promoted.plan.sweep.tracking.uri, promoted.layout.storage)
+    experiment = client.create_experiment("tiny", artifact_location(uri, promoted.layout.storage))
+    for key in ("", promoted.ranking[0].key):
+        run = client.create_run(experiment)
+        client.set_terminated(run.info.run_id)
+        promoted.journal.append(Tracked(key, run.info.run_id))
+    return promoted
+
+
+def register(opened: Opened) -> Promoted:
+    return promote.register(opened.plan, opened.journal, opened.layout)
+
+
+def test_the_registered_version_serves(tracked: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    key = tracked.ranking[0].key
+    registered = register(tracked)
+    assert tracked.journal.record.promoted == registered == replace(registered, key=key, version="1")
+
+    client = client_of(tracked)
+    version = client.get_model_version_by_alias("tiny classifier", "champion")
+    assert (str(version.version), version.run_id) == ("1", tracked.ranking[0].mlflow_run_id)
+    assert version.tags[KEY_TAG] == key
+    assert version.tags[TAG + "fingerprint"] == tracked.plan.fingerprint
+    assert version.tags[TAG + "test_loss"] == str(registered.test_metrics["loss"])
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", tracking_uri(tracked.plan.sweep.tracking.uri, tracked.layout.storage)
+    )
+    served = mlflow.pyfunc.load_model("models:/tiny classifier@champion")
+    assert served.metadata.signature is not None
+    answer = cast("Any", served.predict(served.input_example))
+    assert list(answer.columns) == ["label", "score"]
+    assert answer["label"][0] in tracked.plan.classes
+
+
+def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Opened) -> None:
+    first, second = (trial.key for trial in tracked.ranking[:2])
+    register(tracked)
+    assert register(tracked).version == "1"
+    with pytest.raises(UserError, match="has no version before 1"):
+        promote.rollback(tracked.plan, tracked.layout)
+
+    tracked.promote(here, Options(key=second))
+    assert tracked.journal.record.trials[second].mlflow_run_id is None
+    assert register(tracked).version == "2"
+    assert promote.rollback(tracked.plan, tracked.layout) == promote.Registered("tiny classifier", "1", first)
+    register(tracked)
+    client = client_of(tracked)
+    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "1"
+    assert len(client.search_model_versions("name = 'tiny classifier'")) == 2
+
+    tracked.promote(here, Options(key=first))
+    assert register(tracked).version == "1"
+    tracked.journal.append(replace(cast("Promoted", tracked.journal.record.promoted), key=second, version=""))
+    assert register(tracked).version == "2"
+    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
+
+
+def test_rolling_back_without_a_champion_is_refused(tracked: Opened) -> None:
+    with pytest.raises(UserError, match="no version of the registered model 'tiny classifier' has the alias"):
+        promote.rollback(tracked.plan, tracked.layout)
+
+
+def test_mlflow_away_leaves_best_in_place(promoted: Opened) -> None:
+    before, events = tree(promoted.layout.best), len(promoted.events)
+    with pytest.raises(
+        TrackingError, match="but was not registered: neither the trial nor the sweep has a run"
+    ):
+        register(promoted)
+    away = promoted.plan.sweep.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
+    plan = replace(promoted.plan, sweep=promoted.plan.sweep.model_copy(update={"tracking": away}))
+    with pytest.raises(
+        TrackingError, match="lies in .* but was not registered: MLflow at .* failed"
+    ) as raised:
+        promote.register(plan, promoted.journal, promoted.layout)
+    assert "secret" not in str(raised.value)
+    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_nothing_promoted_cannot_be_registered(sweep: Opened) -> None:
+    with pytest.raises(UserError, match="nothing of the sweep 'tiny' was promoted"):
+        register(sweep)

@@ -1,0 +1,271 @@
+"""The commands as a user types them, with real Ray, real MLflow and real training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from mlflow import MlflowClient
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from finetune_sweep.journal import Evaluated, UnitStarted, read
+from finetune_sweep.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import WriteSweep
+
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Result:
+    line = [sys.executable, "-m", "finetune_sweep", *map(str, arguments)]
+    done = subprocess.run(
+        line,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def status(sweep: Path) -> Any:  # noqa: ANN401 - JSON
+    result = command("status", "--json", sweep, cwd=sweep.parent)
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def trials(sweep: Path) -> dict[str, Any]:
+    return {trial["key"]: trial for trial in status(sweep)["trials"]}
+
+
+def layout(sweep: Path, name: str = "tiny") -> Layout:
+    return Layout(sweep.parent / "runs", name)
+
+
+def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sweep: WriteSweep) -> None:
+    """One story, since each part starts from what the one before left: run, again, extended, shrunk."""
+    sweep = write_sweep()
+    folder = sweep.parent
+
+    first = command("run", sweep, cwd=folder)
+    assert (first.code, first.err) == (0, "")
+    before = trials(sweep)
+    assert [trial["state"] for trial in before.values()] == ["finished"] * 4
+    assert [trial["epochs_done"] for trial in before.values()] == [1, 2, 1, 2]
+    check_best(folder / "runs" / "tiny" / "best")
+    check_mlflow(folder, before)
+
+    again = command("run", sweep, cwd=folder)
+    assert again.code == 0
+    assert "nothing is left to train" in again.out
+    assert trials(sweep) == before
+
+    extended = command("run", sweep, "--set", "space.learning_rate=[1e-3, 1e-2, 3e-2]", cwd=folder)
+    assert extended.code == 0
+    assert "2 of 6 trials to train" in extended.out
+    after = trials(sweep)
+    assert {key: after[key] for key in before} == before
+
+    best = status(sweep)["best"]["key"]
+    kept = next(rate for rate in (1e-3, 1e-2, 3e-2) if rate != after[best]["config"]["learning_rate"])
+    shrunk = command("run", sweep, "--set", f"space.learning_rate=[{kept}]", cwd=folder)
+    assert shrunk.code == 0, shrunk.err
+    assert status(sweep)["best"]["config"]["learning_rate"] == kept
+    assert trials(sweep)[best]["current"] is False
+    assert best not in (folder / "runs" / "tiny" / "best" / "README.md").read_text()
+
+
+def check_best(best: Path) -> None:
+    model, report = AutoModelForSequenceClassification.from_pretrained(best, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.id2label == {0: "blame", 1: "praise"}
+    assert AutoTokenizer.from_pretrained(best)("ann saw a good film")["input_ids"][0] == 1
+
+
+def check_mlflow(folder: Path, known: dict[str, Any]) -> None:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert len(parents) == 1
+    assert {run.info.run_id for run in children} == {trial["mlflow_run_id"] for trial in known.values()}
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert len({frozenset(run.data.params) for run in children}) == 1
+    assert all(value for run in children for value in run.data.params.values())
+    assert len({frozenset(run.data.metrics) for run in children}) == 1
+    for run in children:
+        epochs = int(run.data.params["epochs"])
+        history = client.get_metric_history(run.info.run_id, "validation_accuracy")
+        assert [point.step for point in history] == list(range(1, epochs + 1))
+    assert client.get_model_version_by_alias("tiny", "champion").version in {1, "1"}
+
+
+def test_slots_do_not_change_a_digit_and_neither_does_sharing(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(
+        space="{learning_rate: [1e-3, 3e-3, 1e-2], epochs: [1, 2]}", training="{precision: fp32}"
+    )
+    folder = sweep.parent
+    for name, sets in {"two": [], "one": ["max_concurrent=1"], "alone": ["space.epochs=[2]"]}.items():
+        options = [option for text in [f"name={name}", *sets] for option in ("--set", text)]
+        assert command("run", sweep, *options, cwd=folder).code == 0
+
+    def losses(name: str, epochs: int) -> list[tuple[float, float]]:
+        entries = [entry.event for entry in read(layout(sweep, name))]
+        found = {e.keys[-1]: e for e in entries if isinstance(e, Evaluated) and e.epoch == epochs}
+        return [(e.train_loss, e.metrics["loss"]) for _, e in sorted(found.items())]
+
+    assert len(losses("two", 2)) == 3
+    assert losses("two", 2) == losses("one", 2) == losses("alone", 2)
+    assert losses("two", 1) == losses("one", 1) == losses("alone", 1)
+
+
+@pytest.fixture
+def cluster_with_8_gpus(tmp_path: Path) -> Iterator[str]:
+    """A Ray on this machine that believes in 8 GPUs; its processes end with the test."""
+    ray = Path(sys.executable).with_name("ray")
+    port = 26379
+    env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    options = ["--num-gpus=8", "--num-cpus=8", "--node-ip-address=127.0.0.1", f"--port={port}", "--block"]
+    with (tmp_path / "ray.log").open("w") as log:
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--include-dashboard=false", *options], env=env, stdout=log, stderr=log
+        )
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(60)
+
+
+def test_eight_gpus_are_eight_slots_each_with_its_own_device(
+    write_sweep: WriteSweep, cluster_with_8_gpus: str
+) -> None:
+    rates = ", ".join(f"{n}e-3" for n in range(1, 9))
+    space = f"{{learning_rate: [{rates}], epochs: [6]}}"
+    sweep = write_sweep(space=space, extra="device: cpu\nresources_per_trial: {cpu: 1, gpu: 1}\n")
+    env = {"RAY_AUTH_MODE": "disabled"}
+
+    result = command("run", sweep, "--address", cluster_with_8_gpus, cwd=sweep.parent, env=env)
+
+    assert result.code == 0, result.err
+    assert "8 at once" in result.out
+    workers = [entry.event.worker for entry in read(layout(sweep)) if isinstance(entry.event, UnitStarted)]
+    assert len(workers) == 8
+    assert {worker.cuda_visible_devices for worker in workers} <= set("01234567")
+    assert len({(worker.pid, worker.cuda_visible_devices) for worker in workers}) == len(
+        {w.pid for w in workers}
+    )
+
+
+def test_what_no_node_has_is_refused_before_anything_starts(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(extra="resources_per_trial: {cpu: 999}\n")
+
+    result = command("run", sweep, cwd=sweep.parent)
+
+    assert result.code == 2
+    assert "no node has 999 CPUs and 0 GPUs" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
+    write_sweep: WriteSweep, tiny_model: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    sweep = write_sweep(model=str(broken))
+
+    result = command("run", sweep, cwd=sweep.parent)
+
+    assert result.code == 1
+    assert "the first trial failed, and all others would too" in result.err
+    assert str(broken) in result.err
+    assert sum(trial["attempts"] for trial in trials(sweep).values()) <= 4
+
+
+def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(space="{learning_rate: [1e-3, 2e-3, 3e-3, 4e-3], epochs: [40]}")
+    line = [sys.executable, "-m", "finetune_sweep", "run", str(sweep)]
+    driver = subprocess.Popen(line, cwd=sweep.parent, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline and not any(
+        isinstance(e.event, Evaluated) for e in read(layout(sweep))
+    ):
+        time.sleep(0.2)
+    driver.send_signal(signal.SIGTERM)
+    out, _ = driver.communicate(timeout=TIMEOUT_S)
+
+    assert driver.returncode == 130
+    assert "the same command goes on from here" in out
+    assert status(sweep)["state"] == "interrupted"
+    finished = {key: trial for key, trial in trials(sweep).items() if trial["state"] == "finished"}
+
+    assert command("run", sweep, cwd=sweep.parent).code == 0
+    after = trials(sweep)
+    assert {key: after[key] for key in finished} == finished
+    assert {trial["state"] for trial in after.values()} == {"finished"}
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: WriteSweep) -> None:
+    from finetune_sweep.layout import SweepLock
+
+    sweep = write_sweep()
+    with SweepLock(layout(sweep)):
+        result = command("run", sweep, cwd=sweep.parent)
+
+    assert result.code == 3
+    assert f"driven by process {os.getpid()}" in result.err
+
+
+def test_another_sweep_of_the_same_name_is_refused_naming_both(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(space="{learning_rate: [1e-2], epochs: [1]}")
+    assert command("run", sweep, cwd=sweep.parent).code == 0
+
+    result = command("run", sweep, "--set", "data.split.seed=5", cwd=sweep.parent)
+
+    assert result.code == 2
+    assert "holds a sweep of the name 'tiny' with other data" in result.err
+
+
+def test_what_init_writes_runs_without_an_edit(reviews: Path, tmp_path: Path) -> None:
+    data = tmp_path / "reviews.csv"
+    data.write_text(reviews.read_text())
+
+    written = command("init", "reviews.csv", cwd=tmp_path)
+    assert written.code == 0, written.err
+    fast = [
+        "--set",
+        "space.epochs=[1]",
+        "--set",
+        "space.learning_rate=[1e-4]",
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    result = command("run", "reviews.yaml", *fast, cwd=tmp_path)
+
+    assert result.code == 0, result.err
+    assert (tmp_path / "runs" / "reviews" / "best" / "model.safetensors").exists()
