@@ -1,10 +1,11 @@
 # make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
 # make check    what CI runs: lint, format, types, tests
+# make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test check lint types format clean
+.PHONY: install run test check docs lint types format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -43,6 +44,9 @@ types: install
 	$(BIN)/mypy --strict
 
 check: lint types test
+
+docs: install
+	$(BIN)/python docs/generate_reference.py
 
 format: install
 	$(BIN)/ruff check --fix .

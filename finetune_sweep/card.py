@@ -17,6 +17,7 @@ from finetune_sweep import examples, yamlio
 from finetune_sweep.journal import Metrics, SweepRecord, TrialRecord
 from finetune_sweep.layout import write_atomic
 from finetune_sweep.plan import Plan, Trial
+from finetune_sweep.tracking import printable_uri
 from finetune_sweep.yamlio import Value
 
 CARD: Final = "README.md"
@@ -114,7 +115,7 @@ def render(evidence: Evidence) -> str:
         *_section("Results", _results(evidence)),
         *_section("How to load it", [_loading(evidence)]),
         *_section("Data", _data(evidence)),
-        *_section("Settings", [_table(("setting", "value"), sorted(evidence.trial.params().items()))]),
+        *_section("Settings", [_settings(evidence)]),
         *_section("All trials", [_trials(evidence)]),
         *_section("How it was made", _making(evidence)),
     ]
@@ -156,7 +157,12 @@ def _pretrained(model: str) -> str:
     if scheme == "example" and name in examples.MODELS:
         example = examples.MODELS[name]
         return f"`{name}` ({example.description}; {example.licence})"
-    return f"`{_hub_name(model) or Path(model).name}`"
+    return f"`{_model_name(model)}`"
+
+
+def _model_name(model: str) -> str:
+    """A pretrained model as a reader elsewhere can understand it: without the folders of this machine."""
+    return model if model.startswith(("example:", "hub:")) else Path(model).name
 
 
 def _hub_name(reference: str) -> str:
@@ -223,12 +229,17 @@ def _data(evidence: Evidence) -> list[str]:
 
 
 def _source(evidence: Evidence) -> str:
-    """The data set as a reader elsewhere can understand it: without the folders of this machine."""
+    """The data set, without the folders of this machine either."""
     data = evidence.plan.sweep.data
     if data.source is None:
         return ", ".join(Path(file).name for file in (data.files or {}).values())
     scheme, separator, name = data.source.partition(":")
     return name if separator and scheme in {"example", "hub"} else Path(data.source).name
+
+
+def _settings(evidence: Evidence) -> str:
+    params = {**evidence.trial.params(), "model": _model_name(evidence.trial.model)}
+    return _table(("setting", "value"), sorted(params.items()))
 
 
 def _trials(evidence: Evidence) -> str:
@@ -245,15 +256,15 @@ def _trials(evidence: Evidence) -> str:
 
 def _making(evidence: Evidence) -> list[str]:
     worker = evidence.record.trials[evidence.trial.key].worker
-    place = f" on {worker.device} with {worker.threads} threads" if worker else ""
+    place = f" on {worker.device}, threads: {worker.threads}," if worker else ""
     text = (
         f"Trained{place} in {evidence.trial.training.precision}; `sweep.lock.yaml` holds the resolved sweep."
         " The checkpoint was loaded in a fresh process, where it gave the validation metrics again, on:"
     )
     return [
-        f"```sh\n{evidence.command}\n```",
+        f"```sh\n{printable_uri(evidence.command)}\n```",
         text,
-        _table(("", ""), evidence.hardware.items()),
+        _table(("machine", ""), evidence.hardware.items()),
     ]
 
 

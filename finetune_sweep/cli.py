@@ -127,7 +127,8 @@ def plan(
     from finetune_sweep import outlook
 
     loaded = _load(sweep, sets, storage, tracking_uri, cache)
-    view = outlook.look(make_plan(loaded), replay(read(_layout(loaded))))
+    record = replay(read(_layout(loaded)))
+    view = outlook.look(make_plan(loaded, record), record)
     print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(
         display.render_plan(view.lines())
     )
@@ -178,6 +179,25 @@ def promote(
     if rollback:
         return session.rollback(loaded)
     return session.promote_only(loaded, address, Options(trial, again, dry_run, _command()))
+
+
+@app.command()
+@_exits
+def export(
+    sweep: SweepFile,
+    optuna: Annotated[Path, typer.Option(metavar="FILE", help="A new sqlite file for the study.")],
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    cache: Cache = None,
+) -> int:
+    """Write the trials as an Optuna study, for optuna-dashboard and Optuna's other tools."""
+    from finetune_sweep.tune import suggest
+
+    loaded = _load(sweep, sets, storage, None, cache)
+    record = replay(read(_layout(loaded)))
+    count = suggest.export(make_plan(loaded, record), record, optuna)
+    print(f"wrote {count} trials to {optuna.absolute()}; next: optuna-dashboard sqlite:///{optuna}")
+    return 0
 
 
 @app.callback(invoke_without_command=True)

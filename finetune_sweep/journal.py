@@ -73,6 +73,17 @@ class TrialPlanned:
 
 
 @dataclass(frozen=True)
+class Suggested:
+    """A search that learns from results asked for this trial; `number` counts its suggestions from 0.
+
+    It joins the trials that can win. A key that was suggested before stands for the same trial.
+    """
+
+    number: int
+    key: str
+
+
+@dataclass(frozen=True)
 class SweepPlanned:
     """What the sweep is now: its task, data, metric, and the trials that can win, in order.
 
@@ -196,6 +207,7 @@ class SessionEnded:
 Event = (
     SessionStarted
     | TrialPlanned
+    | Suggested
     | SweepPlanned
     | UnitStarted
     | Evaluated
@@ -214,6 +226,7 @@ EVENTS: Final[Mapping[str, type[Event]]] = {
     for event in (
         SessionStarted,
         TrialPlanned,
+        Suggested,
         SweepPlanned,
         UnitStarted,
         Evaluated,
@@ -416,6 +429,7 @@ class SweepRecord:
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     plan: SweepPlanned | None = None
     promoted: Promoted | None = None
+    suggestions: list[Suggested] = field(default_factory=list)
     test_reads: list[TestRead] = field(default_factory=list)
     mlflow_run_id: str | None = None
     session: SessionStarted | None = None
@@ -427,16 +441,14 @@ class SweepRecord:
         """Moves the state on by one entry."""
         self.updated = entry.time
         match entry.event:
-            case SessionStarted() as event:
-                self.session, self.started, self.exit_code = event, entry.time, None
-                self._interrupt()
-            case SessionEnded(exit_code):
-                self.exit_code = exit_code
-                self._interrupt()
+            case SessionStarted() | SessionEnded():
+                self._apply_to_session(entry.event, entry.time)
             case SweepPlanned() as event:
                 self.plan = event
             case TrialPlanned() as event:
                 self.trials.setdefault(event.key, TrialRecord(event))
+            case Suggested() as event:
+                self._suggest(event)
             case Tracked("", run_id):
                 self.mlflow_run_id = run_id
             case Tracked(key, run_id):
@@ -445,10 +457,19 @@ class SweepRecord:
                 self.test_reads.append(event)
             case Promoted() as event:
                 self.promoted = event
-            case TestIntended():
-                pass
             case _:
                 self._apply_to_trials(entry)
+
+    def _apply_to_session(self, event: SessionStarted | SessionEnded, moment: float) -> None:
+        """What was running when a driver left, or when the next one came, is not running any more."""
+        match event:
+            case SessionStarted():
+                self.session, self.started, self.exit_code = event, moment, None
+            case SessionEnded(exit_code):
+                self.exit_code = exit_code
+        for trial in self.trials.values():
+            if trial.state == "running":
+                trial.state = "planned"
 
     def _apply_to_trials(self, entry: Entry) -> None:
         match entry.event:
@@ -465,10 +486,10 @@ class SweepRecord:
             case CheckpointRemoved(key):
                 self.trials[key].checkpoint = None
 
-    def _interrupt(self) -> None:
-        for trial in self.trials.values():
-            if trial.state == "running":
-                trial.state = "planned"
+    def _suggest(self, event: Suggested) -> None:
+        self.suggestions.append(event)
+        if self.plan is not None and event.key not in self.plan.keys:
+            self.plan = dataclasses.replace(self.plan, keys=(*self.plan.keys, event.key))
 
     def current(self) -> list[TrialRecord]:
         """The trials that can win, in the order of the plan."""

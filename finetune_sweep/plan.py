@@ -8,19 +8,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.journal import SweepPlanned, SweepRecord, TrialPlanned
-from finetune_sweep.space import Config, Space, canonical, endpoints, grid, sample
-from finetune_sweep.spec import RECIPE_VERSION, Model, Sweep, Training, leaf_names
+from finetune_sweep.space import Config, Space, allows, canonical, endpoints, grid, sample
+from finetune_sweep.spec import RECIPE_VERSION, Grid, Model, Random, Sweep, Tpe, Training, leaf_names
 from finetune_sweep.sweepfile import training_of
 from finetune_sweep.yamlio import Value
-
-if TYPE_CHECKING:
-    from finetune_sweep.train.data import Prepared
 
 Depth = int | Literal["embeddings"]
 Hardware = tuple[str, str]
@@ -56,6 +53,10 @@ class Trial:
         """What differs from other trials of the sweep, such as `learning_rate=5e-05 epochs=2`."""
         pairs = (f"{name.rpartition('.')[2]}={_text(value)}" for name, value in self.config.items())
         return " ".join(pairs) or "default"
+
+    def planned(self) -> TrialPlanned:
+        """The trial as the journal records it."""
+        return TrialPlanned(self.key, self.label, self.config, self.params(), self.seed)
 
     def params(self) -> dict[str, Value]:
         """All settings, flat, with the same names for every trial: none is empty."""
@@ -97,6 +98,7 @@ class Plan:
         device: `cuda`, `mps` or `cpu`.
         precision: `fp32` or `bf16`, for trials whose `precision` is `auto`.
         fingerprint: Of the cleaned training and validation rows.
+        models: The models that can be used, and the fingerprint of each.
         rows: Rows of each split.
         notes: What was cleaned, cut and noticed in the data.
         trials: All trials, each once.
@@ -108,11 +110,30 @@ class Plan:
     device: str
     precision: str
     fingerprint: str
+    models: Mapping[str, str]
     rows: Mapping[str, int]
     classes: tuple[str, ...]
     notes: tuple[str, ...]
     trials: tuple[Trial, ...]
     merged: int
+
+    def trial(self, config: Config) -> Trial:
+        """The trial that a configuration of the space is.
+
+        Raises:
+            UserError: If its values do not go together.
+        """
+        sweep = self.sweep
+        model = str(config.get("model", sweep.model))
+        max_length = int(str(config.get("data.max_length", sweep.data.max_length)))
+        training = training_of(sweep, config)
+        if training.precision == "auto":
+            training = training.model_copy(update={"precision": self.precision})
+        depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
+        identity = Identity(
+            sweep.task, self.models[model], self.fingerprint, max_length, training, depth, sweep.seed
+        )
+        return Trial(identity.key(), config, model, max_length, training, depth, sweep.seed)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
@@ -122,7 +143,7 @@ class Plan:
     def events(self) -> Iterator[TrialPlanned | SweepPlanned]:
         """The plan as the journal records it."""
         for trial in self.trials:
-            yield TrialPlanned(trial.key, trial.label, trial.config, trial.params(), trial.seed)
+            yield trial.planned()
         metric = self.sweep.metric
         keys = tuple(trial.key for trial in self.trials)
         yield SweepPlanned(
@@ -227,66 +248,57 @@ def local_hardware(sweep: Sweep) -> Hardware:
     return hardware.resolve(sweep.device, sweep.resources_per_trial.gpu)
 
 
-def make_plan(sweep: Sweep, hardware: Hardware | None = None) -> Plan:
+def make_plan(sweep: Sweep, record: SweepRecord | None = None, hardware: Hardware | None = None) -> Plan:
     """Expands a sweep into its trials.
 
     Args:
         sweep: The checked file.
+        record: What the journal says; a search that learns from results has its trials from there.
         hardware: Device and precision of the workers, where they are not this machine's.
 
     Raises:
         UserError: If the data or a model is not what the sweep says, or the hardware lacks what it asks for.
     """
     from finetune_sweep.tasks import TASKS
+    from finetune_sweep.train import weights
     from finetune_sweep.train.data import prepare
 
-    task = TASKS[sweep.task]
+    task, cache = TASKS[sweep.task], Path(sweep.cache or "")
     device, precision = hardware or local_hardware(sweep)
-    prepared = prepare(sweep.data, task, Path(), Path(sweep.cache or ""))
-    trials: dict[str, Trial] = {}
-    cells = 0
-    for config in configurations(sweep):
-        trial = _trial(sweep, config, precision, prepared)
-        trials.setdefault(trial.key, trial)
-        cells += 1
-    return Plan(
+    prepared = prepare(sweep.data, task, Path(), cache)
+    empty = Plan(
         sweep=sweep,
         mode=task.metrics[sweep.metric.name],
         device=device,
         precision=precision,
         fingerprint=prepared.fingerprint,
+        models={m: weights.fingerprint(weights.locate(m, Path(), cache)) for m in models(sweep)},
         rows={split: len(rows) for split, rows in prepared.splits.items()},
         classes=prepared.classes,
         notes=(*prepared.report, *prepared.notes),
-        trials=tuple(trials.values()),
-        merged=cells - len(trials),
+        trials=(),
+        merged=0,
     )
+    cells = [empty.trial(config) for config in configurations(sweep, record or SweepRecord())]
+    first: dict[str, Trial] = {}
+    for trial in cells:
+        first.setdefault(trial.key, trial)
+    return replace(empty, trials=tuple(first.values()), merged=len(cells) - len(first))
 
 
-def configurations(sweep: Sweep) -> Iterator[Config]:
+def configurations(sweep: Sweep, record: SweepRecord) -> Iterator[Config]:
     """The configurations that the search asks for, in its order; those with equal effect are still apart."""
-    match sweep.search.type:
-        case "grid":
-            yield from itertools.islice(grid(sweep.space), sweep.search.max_trials)
-        case "random":
-            for index in range(sweep.search.trials):
-                yield sample(sweep.space, sweep.search.seed, index)
-
-
-def _trial(sweep: Sweep, config: Config, precision: str, prepared: Prepared) -> Trial:
-    from finetune_sweep.train import weights
-
-    model = str(config.get("model", sweep.model))
-    max_length = config.get("data.max_length", sweep.data.max_length)
-    training = training_of(sweep, config)
-    if training.precision == "auto":
-        training = training.model_copy(update={"precision": precision})
-    depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
-    fingerprint = weights.fingerprint(weights.locate(model, Path(), Path(sweep.cache or "")))
-    identity = Identity(
-        sweep.task, fingerprint, prepared.fingerprint, int(str(max_length)), training, depth, sweep.seed
-    )
-    return Trial(identity.key(), config, model, int(str(max_length)), training, depth, sweep.seed)
+    match sweep.search:
+        case Grid(max_trials=count):
+            yield from itertools.islice(grid(sweep.space), count)
+        case Random(trials=count, seed=seed):
+            for index in range(count):
+                yield sample(sweep.space, seed, index)
+        case Tpe(trials=count):
+            suggested = (
+                dict(record.trials[event.key].planned.config) for event in record.suggestions[:count]
+            )
+            yield from (config for config in suggested if allows(sweep.space, config))
 
 
 @dataclass(frozen=True)

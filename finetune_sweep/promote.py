@@ -128,8 +128,38 @@ def promote(
             promotion.verified(Path(folder))
         return Promoted(winner.key, winner.metrics, {}, plan.sweep.registered_model, "")
     recover_folder(layout.best)
-    current = promotion.current(prepared)
-    return current or promotion.carry_out(prepared)
+    standing = _standing(plan, journal.record, layout, winner, prepared, options)
+    return standing or promotion.carry_out(prepared)
+
+
+def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> TrialRecord | None:
+    """The trial whose checkpoint `promote` would need; None if what it would do is done.
+
+    Raises:
+        UserError: There is no such finished trial, or the data are no longer those of the plan.
+    """
+    winner = find_winner(plan, journal.record, options.key)
+    standing = _standing(plan, journal.record, layout, winner, _prepare(plan), options)
+    return winner if options.dry_run or standing is None else None
+
+
+def _standing(
+    plan: Plan, record: SweepRecord, layout: Layout, winner: TrialRecord, prepared: Prepared, options: Options
+) -> Promoted | None:
+    """The promotion as journalled, if `best/` holds the winner and its card would say the same."""
+    promoted = record.promoted
+    if promoted is None or promoted.key != winner.key:
+        return None
+    try:
+        check_folder(layout.best)
+        results = json.loads((layout.best / card.RESULTS).read_bytes())
+    except (StorageError, OSError, ValueError):
+        return None
+    expected = (winner.key, len(card.finished(plan, record)), dict(prepared.fingerprints))
+    if (results["key"], results["finished_trials"], results["fingerprints"]) != expected:
+        return None
+    unread = "test" in prepared.fingerprints and results["test"] is None
+    return None if unread and options.again else promoted
 
 
 def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> TrialRecord:
@@ -167,23 +197,6 @@ class _Promotion:
     @property
     def trial(self) -> Trial:
         return next(trial for trial in self.plan.trials if trial.key == self.winner.key)
-
-    def current(self, prepared: Prepared) -> Promoted | None:
-        """The promotion that stands, if `best/` holds this winner and its card would say the same."""
-        promoted = self.journal.record.promoted
-        if promoted is None or promoted.key != self.winner.key:
-            return None
-        try:
-            check_folder(self.layout.best)
-            results = json.loads((self.layout.best / card.RESULTS).read_bytes())
-        except (StorageError, OSError, ValueError):
-            return None
-        finished = len(card.finished(self.plan, self.journal.record))
-        expected = (self.winner.key, finished, dict(prepared.fingerprints))
-        if (results["key"], results["finished_trials"], results["fingerprints"]) != expected:
-            return None
-        unread = "test" in prepared.fingerprints and results["test"] is None
-        return None if unread and self.options.again else promoted
 
     def carry_out(self, prepared: Prepared) -> Promoted:
         self._remove_leftovers()

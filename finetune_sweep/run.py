@@ -127,9 +127,9 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
 
     layout = layout_of(sweep)
     with _signals() as signals, SweepLock(layout) as lock, Engine(sweep, address) as engine:
-        plan = make_plan(sweep, engine.hardware() if address else None)
         journal = Journal(layout, lock.owner)
         with contextlib.closing(journal):
+            plan = make_plan(sweep, journal.record, engine.hardware() if address else None)
             _refuse_another(plan, journal)
             mirror = Mirror(sweep, layout, journal.entries)
             session = Session(
@@ -243,17 +243,16 @@ def _signals() -> Iterator[list[int]]:
 def _train(session: Session) -> None:
     from finetune_sweep.tune.driver import Driver
 
-    plan = session.plan
-    units = remaining(plan, session.journal.record, {})
-    if not units:
+    plan, engine = session.plan, session.engine
+    driver = Driver(plan, session.layout, session.journal, engine, session.on_change)
+    missing = sum(len(unit.trials) for unit in remaining(plan, session.journal.record, {})) + driver.unasked()
+    if not missing:
         session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
         return
-    count = sum(len(unit.trials) for unit in units)
-    session.display.note(
-        f"{count} of {len(plan.trials)} trials to train, in {len(units)} trainings,"
-        f" {session.engine.slots} at once on {plan.device}"
-    )
-    Driver(plan, session.layout, session.journal, session.engine, session.on_change).train()
+    total = len(plan.trials) + driver.unasked()
+    session.display.note(f"{missing} of {total} trials to train, {engine.slots} at once on {plan.device}")
+    driver.train()
+    session.plan = driver.plan
 
 
 def _promote(session: Session, options: promote.Options) -> None:

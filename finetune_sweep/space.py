@@ -218,9 +218,15 @@ def sample(space: Space, seed: int, index: int) -> Config:
     """
     config: Config = {}
     for dimension in space.dimensions:
-        if _active(dimension, config):
+        if is_active(dimension, config):
             config[dimension.name] = _draw(dimension.domain, _uniform(seed, index, dimension.name))
     return config
+
+
+def allows(space: Space, config: Config) -> bool:
+    """Whether a configuration is one of the space: the active dimensions, and values of their domains."""
+    active = [dimension for dimension in space.dimensions if is_active(dimension, config)]
+    return [d.name for d in active] == list(config) and all(contains(d.domain, config[d.name]) for d in active)
 
 
 def check_conditions(space: Space) -> list[Problem]:
@@ -413,7 +419,8 @@ def _parents_first(dimensions: tuple[Dimension, ...]) -> tuple[Dimension, ...]:
     return (*settled, *(dimension for dimension in dimensions if dimension not in settled))
 
 
-def _active(dimension: Dimension, config: Config) -> bool:
+def is_active(dimension: Dimension, config: Config) -> bool:
+    """Whether a dimension's conditions hold for the values of the dimensions before it."""
     return all(
         name in config and canonical(config[name]) in {canonical(value) for value in allowed}
         for name, allowed in dimension.when.items()
@@ -425,7 +432,7 @@ def _cells(choices: Sequence[tuple[Dimension, Sequence[Value]]], config: Config)
         yield dict(config)
         return
     (dimension, values), *rest = choices
-    if not _active(dimension, config):
+    if not is_active(dimension, config):
         yield from _cells(rest, config)
         return
     for value in values:

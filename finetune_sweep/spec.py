@@ -256,7 +256,26 @@ class Random(Model):
     """No further trial is started after so many hours of one run."""
 
 
-Search = Annotated[Annotated[Grid | Random, Field(discriminator="type")], BeforeValidator(_by_type)]
+class Tpe(Model):
+    """The tree-structured Parzen estimator: draws where good trials lay denser than bad ones (Bergstra et al. 2011).
+
+    It is Optuna's, multivariate, and knows of the trials that are still running. More `trials` later go on from the
+    ones that are there.
+    """
+
+    type: Literal["tpe"] = Field(json_schema_extra=NOT_IN_KEY)
+    """The name of the search."""
+    trials: int = Field(ge=1, le=100_000, json_schema_extra=NOT_IN_KEY)
+    """How many configurations are suggested. One that was suggested before is not trained again."""
+    seed: int = Field(0, ge=0, json_schema_extra=NOT_IN_KEY)
+    """The seed of the suggestions."""
+    startup_trials: int = Field(10, ge=1, json_schema_extra=NOT_IN_KEY)
+    """So many are drawn at random before the estimator is asked."""
+    max_hours: float | None = Field(None, gt=0, json_schema_extra=NOT_IN_KEY)
+    """No further trial is started after so many hours of one run."""
+
+
+Search = Annotated[Annotated[Grid | Random | Tpe, Field(discriminator="type")], BeforeValidator(_by_type)]
 
 
 class Metric(Model):

@@ -56,7 +56,7 @@ values: st.SearchStrategy[Value] = st.recursive(
     max_leaves=5,
 )
 texts = {"label", "unit", "host", "version", "task", "fingerprint", "metric", "precision", "device", "run_id"}
-counts = {"token", "pid", "seed", "epoch", "step", "micro_batch", "epochs_done", "exit_code"}
+counts = {"token", "number", "pid", "seed", "epoch", "step", "micro_batch", "epochs_done", "exit_code"}
 FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys([*texts, "key", "registered_model"], words),
     **dict.fromkeys(counts, whole),

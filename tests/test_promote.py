@@ -225,7 +225,9 @@ def promoted_template(template: Trained, tmp_path_factory: pytest.TempPathFactor
 
     spawn = multiprocessing.get_context("spawn")
     with hold(Trained(template.plan, layout)) as held, ProcessPoolExecutor(1, spawn) as pool:
-        held.promote(in_the_pool, Options(command="finetune-sweep run tiny.yaml"))
+        held.promote(
+            in_the_pool, Options(command="finetune-sweep run tiny.yaml --tracking-uri http://me:pw@host")
+        )
     return Trained(template.plan, layout)
 
 
@@ -304,7 +306,8 @@ def test_the_card_says_where_the_checkpoint_comes_from(promoted: Opened) -> None
     assert "It is the best of 4 finished trials, each trained once with seed 0" in text
     assert all(note in text for note in plan.notes)
     assert all(f"| {name} |" in text for name in plan.trials[0].params())
-    assert str(plan.sweep.cache) not in text
+    assert str(Path(plan.sweep.cache or "").parent) not in text
+    assert "me:pw" not in text
     places = [text.index(f"| {place} | `{trial.key}` |") for place, trial in enumerate(promoted.ranking, 1)]
     assert places == sorted(places)
 
@@ -320,8 +323,20 @@ def test_the_code_in_the_card_runs(
 
 def test_promoting_again_does_nothing(promoted: Opened) -> None:
     before, events = tree(promoted.layout.best), len(promoted.events)
+    assert promote.pending(promoted.plan, promoted.journal, promoted.layout, Options()) is None
     assert promoted.promote(never) == promoted.journal.record.promoted
     assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_what_is_yet_to_be_promoted_needs_its_checkpoint(promoted: Opened) -> None:
+    def pending(options: Options) -> TrialRecord | None:
+        return promote.pending(promoted.plan, promoted.journal, promoted.layout, options)
+
+    first, second = promoted.ranking[:2]
+    assert pending(Options(key=second.key)) is second
+    assert pending(Options(dry_run=True)) is first
+    (promoted.layout.best / "config.json").unlink()
+    assert pending(Options()) is first
 
 
 def test_a_damaged_best_is_made_again_without_reading_the_test_again(promoted: Opened) -> None:
@@ -445,21 +460,21 @@ def test_a_metric_that_is_not_found_again_is_named(sweep: Opened) -> None:
 def test_only_another_host_or_device_may_move_the_last_digits(sweep: Opened) -> None:
     winner = sweep.ranking[0]
     assert winner.worker is not None
-    loss, accuracy = winner.metrics["loss"], winner.metrics["accuracy"]
-    near = Found({**winner.metrics, "loss": loss * 1.0005}, winner.worker.host, winner.worker.device, {})
+
+    def off(name: str, factor: float) -> dict[str, float]:
+        return {**winner.metrics, name: winner.metrics[name] * factor}
+
+    near = Found(off("loss", 1.0005), winner.worker.host, winner.worker.device, {})
     with pytest.raises(VerificationError, match="loss"):
         promote.verify(winner, near)
     promote.verify(winner, replace(near, host="elsewhere"))
     promote.verify(winner, replace(near, device="cuda"))
     with pytest.raises(VerificationError, match="loss"):
-        promote.verify(
-            winner, replace(near, host="elsewhere", metrics={**near.metrics, "loss": loss * 1.002})
-        )
+        promote.verify(winner, replace(near, host="elsewhere", metrics=off("loss", 1.002)))
     with pytest.raises(VerificationError, match="accuracy"):
-        off = {**near.metrics, "accuracy": accuracy * 1.0005}
-        promote.verify(winner, replace(near, host="elsewhere", metrics=off))
-    with pytest.raises(VerificationError, match="loss was recorded as .* found nan"):
-        promote.verify(winner, replace(near, metrics={**near.metrics, "loss": float("nan")}))
+        promote.verify(winner, replace(near, host="elsewhere", metrics=off("accuracy", 1.0005)))
+    with pytest.raises(VerificationError, match=r"loss was recorded as .* found nan"):
+        promote.verify(winner, replace(near, metrics=off("loss", float("nan"))))
 
 
 def test_data_that_changed_since_the_plan_are_refused(sweep: Opened) -> None:
@@ -683,7 +698,7 @@ def test_mlflow_away_leaves_best_in_place(promoted: Opened) -> None:
     away = promoted.plan.sweep.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
     plan = replace(promoted.plan, sweep=promoted.plan.sweep.model_copy(update={"tracking": away}))
     with pytest.raises(
-        TrackingError, match="lies in .* but was not registered: MLflow at .* failed"
+        TrackingError, match=r"lies in .* but was not registered: MLflow at .* failed"
     ) as raised:
         promote.register(plan, promoted.journal, promoted.layout)
     assert "secret" not in str(raised.value)

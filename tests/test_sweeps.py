@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_sweep import plan, yamlio
+from finetune_sweep.journal import SweepRecord
 from finetune_sweep.sweepfile import load_sweep, training_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def test_every_sweep_is_known_here() -> None:
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_every_sweep_loads_and_has_its_number_of_trials(file: Path) -> None:
     sweep = load_sweep(file)
-    configurations = list(plan.configurations(sweep))
+    configurations = list(plan.configurations(sweep, SweepRecord()))
     assert sweep.name == file.stem
     assert len(configurations) == TRIALS[file.stem]
     for config in configurations:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,11 +21,13 @@ from finetune_sweep.journal import (
     Event,
     Failure,
     Journal,
+    Suggested,
     TrialEnded,
     TrialRecord,
 )
 from finetune_sweep.layout import Layout, check_folder, remove_folder
-from finetune_sweep.plan import Plan, WorkUnit, remaining
+from finetune_sweep.plan import Plan, Trial, WorkUnit, remaining
+from finetune_sweep.spec import Tpe
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
 from finetune_sweep.tune.worker import Assignment, UnitTrainable
@@ -59,9 +61,10 @@ class Driver:
         deadline = time.monotonic() + hours * 3600 if hours is not None else None
         for _ in range(self.plan.sweep.retries + 1):
             units = remaining(self.plan, self.journal.record, self.failures)
-            if not units or (deadline is not None and time.monotonic() > deadline):
+            count = len(units) + self.unasked()
+            if not count or (deadline is not None and time.monotonic() > deadline):
                 return
-            self._fit(UnitSearcher(units, self.bar, deadline), len(units))
+            self._fit(UnitSearcher(self._assignments(units), deadline), count)
         lost = remaining(self.plan, self.journal.record, self.failures)
         failure = Failure("lost_worker", f"the worker was lost {self.plan.sweep.retries + 1} times")
         self.journal.append(
@@ -77,10 +80,37 @@ class Driver:
         if self._has_checkpoint(self.journal.record.trials[key]):
             return
         trial = next(trial for trial in self.plan.trials if trial.key == key)
-        assignment = Assignment(WorkUnit((trial,)), rebuild=key)
-        self._fit(_Once(assignment), 1)
+        self._fit(UnitSearcher(iter([Assignment(WorkUnit((trial,)), rebuild=key)])), 1)
         if not self._has_checkpoint(self.journal.record.trials[key]):
             raise StorageError(f"the checkpoint of trial {key} is missing and could not be made again")
+
+    def _assignments(self, units: Sequence[WorkUnit]) -> Iterator[Assignment]:
+        """The units that are known, the costliest first, so that slots end together; then what the search asks for."""
+        for unit in sorted(units, key=lambda unit: -unit.cost):
+            yield Assignment(unit, self.bar())
+        while self.unasked():
+            trial = self._ask()
+            if trial is not None:
+                yield Assignment(WorkUnit((trial,)), self.bar())
+
+    def unasked(self) -> int:
+        """How many suggestions a search that learns from results still has."""
+        search = self.plan.sweep.search
+        return search.trials - len(self.journal.record.suggestions) if isinstance(search, Tpe) else 0
+
+    def _ask(self) -> Trial | None:
+        """Journals the next suggestion; None if its trial was suggested before."""
+        from finetune_sweep.tune.suggest import suggest
+
+        record = self.journal.record
+        number = len(record.suggestions)
+        trial = self.plan.trial(suggest(self.plan, record, number))
+        is_new = trial.key not in {known.key for known in self.plan.trials}
+        self.journal.append(trial.planned(), Suggested(number, trial.key))
+        if not is_new:
+            return None
+        self.plan = replace(self.plan, trials=(*self.plan.trials, trial))
+        return None if record.trials[trial.key].done else trial
 
     def bar(self) -> float | None:
         """The score of the last trial that keeps its checkpoint; None while there is room for any."""
@@ -162,18 +192,6 @@ class Driver:
             self.journal.append(CheckpointRemoved(trial.key))
             return False
         return True
-
-
-class _Once(UnitSearcher):
-    """Hands out one assignment."""
-
-    def __init__(self, assignment: Assignment) -> None:
-        super().__init__([], lambda: None, None)
-        self._assignment: Assignment | None = assignment
-
-    def suggest(self, trial_id: str) -> Any:  # noqa: ANN401, ARG002 - Ray Tune's signature
-        assignment, self._assignment = self._assignment, None
-        return {"assignment": assignment} if assignment else str(self.FINISHED)
 
 
 class _Recorder(tune.Callback):

@@ -95,13 +95,8 @@ class Engine:
         import ray
 
         self._ensure_started()
-        options = {
-            "num_cpus": self._resources.cpu,
-            "num_gpus": self._resources.gpu,
-            "max_calls": 1,
-            "max_retries": 1,
-        }
-        task = ray.remote(function).options(**options)
+        cpu, gpu = self._resources.cpu, self._resources.gpu
+        task = ray.remote(num_cpus=cpu, num_gpus=gpu, max_calls=1, max_retries=1)(function)
         try:
             result: R = ray.get(task.remote(*args, **kwargs))
         except ray.exceptions.RayTaskError as error:

@@ -1,44 +1,39 @@
-"""The searcher that hands work units to Ray Tune, whatever the type of the search.
-
-Grid and random searches know all their units beforehand. A search that learns from results decides its next unit
-here, when Ray Tune has a free slot for it.
-"""
+"""The searcher that hands work units to Ray Tune, whatever the type of the search."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from finetune_sweep.plan import WorkUnit
 from finetune_sweep.tune.worker import Assignment
 
 
 class UnitSearcher(Searcher):
-    """Hands out work units, the longest first, so that slots end at about the same time."""
+    """Hands out assignments, one whenever Ray Tune has a free slot.
 
-    def __init__(
-        self, units: Sequence[WorkUnit], bar: Callable[[], float | None], deadline: float | None
-    ) -> None:
-        """Takes the units of one round.
+    A search that knows its units beforehand gives them in a fixed order; one that learns from results decides on the
+    next one when it is asked for it.
+    """
+
+    def __init__(self, assignments: Iterator[Assignment], deadline: float | None = None) -> None:
+        """Takes the assignments of one round.
 
         Args:
-            units: What is to be trained.
-            bar: The score that a checkpoint is worth keeping for, as of now.
-            deadline: No unit is handed out after this moment, in seconds of `time.monotonic`; None for never.
+            assignments: Taken one by one, as late as possible.
+            deadline: None is handed out after this moment, in seconds of `time.monotonic`; None for never.
         """
         super().__init__()
-        self._waiting = sorted(units, key=lambda unit: -unit.cost)
-        self._bar = bar
+        self._assignments = assignments
         self._deadline = deadline
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401, ARG002 - Ray Tune's signature
-        """The next unit, or the word for no more."""
-        if not self._waiting or (self._deadline is not None and time.monotonic() > self._deadline):
-            return str(Searcher.FINISHED)
-        return {"assignment": Assignment(self._waiting.pop(0), self._bar())}
+        """The next assignment, or the word for no more."""
+        is_late = self._deadline is not None and time.monotonic() > self._deadline
+        assignment = None if is_late else next(self._assignments, None)
+        return Searcher.FINISHED if assignment is None else {"assignment": assignment}
 
     def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Ray Tune's
         """Nothing: what came of a unit stands in the journal."""
