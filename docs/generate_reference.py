@@ -53,8 +53,8 @@ written, stands in [search spaces](search-spaces.md); what happens to the rows, 
 
 **In the key** says whether a setting is part of a trial's name. What is not can be changed freely, and finished
 trials stay as they are. What is names another trial: it is trained, and the old one stays in the journal. `data`
-enters by the training and validation rows that come of it, `model` by the content of its files. The metric is not
-part of the name, but a finished trial keeps its score: give a sweep with another metric another `name`.
+enters by the training and validation rows that come of it, `model` by the content of its files. Another `metric`
+ranks the finished trials anew; only where early stopping watches it are they trained again.
 """
 
 TAIL: Final = """\

@@ -362,7 +362,10 @@ class Journal:
 
 @dataclass
 class TrialRecord:
-    """A trial as the journal tells it. Times are seconds since 1970."""
+    """A trial as the journal tells it. Times are seconds since 1970.
+
+    `score` is the metric that the sweep optimises, at `best_epoch`, the epoch that counts; only of a finished trial.
+    """
 
     planned: TrialPlanned
     state: TrialState = "planned"
@@ -375,6 +378,8 @@ class TrialRecord:
     worker: WorkerInfo | None = None
     checkpoint: str | None = None
     mlflow_run_id: str | None = None
+    score: float | None = None
+    best_epoch: int | None = None
 
     @property
     def key(self) -> str:
@@ -393,6 +398,21 @@ class TrialRecord:
             self.evaluations.append(evaluation)
             self.evaluation_times.append(moment)
 
+    def rate(self, plan: SweepPlanned) -> None:
+        """Sets the score of a finished trial and the epoch that counts, by what the sweep optimises now.
+
+        They follow from the evaluations, so that an edited metric ranks the trials that are there.
+        """
+        if self.state != "finished" or self.end is None:
+            return
+        self.score, self.best_epoch = self.end.score, self.end.best_epoch
+        rated = [e for e in self.evaluations if plan.metric in e.metrics and e.epoch <= self.end.epochs_done]
+        if rated and plan.epoch == "best":
+            sign = 1.0 if plan.mode == "max" else -1.0
+            rated = [max(rated, key=lambda e: (sign * e.metrics[plan.metric], -e.epoch))]
+        if rated:
+            self.score, self.best_epoch = rated[-1].metrics[plan.metric], rated[-1].epoch
+
     def finish(self, end: TrialEnded, moment: float) -> None:
         """Notes the end; the first result stands."""
         if not self.done:
@@ -404,16 +424,10 @@ class TrialRecord:
         return self.state in {"finished", "stopped", "diverged"}
 
     @property
-    def score(self) -> float | None:
-        """The metric that the sweep optimises, at the epoch that counts; only of a finished trial."""
-        return self.end.score if self.end is not None and self.state == "finished" else None
-
-    @property
     def metrics(self) -> Metrics:
         """The validation metrics at the epoch that counts; before the end, at the last evaluation."""
-        best = self.end.best_epoch if self.end is not None else None
         for evaluation in reversed(self.evaluations):
-            if best is None or evaluation.epoch == best:
+            if self.best_epoch is None or evaluation.epoch == self.best_epoch:
                 return evaluation.metrics
         return {}
 
@@ -445,6 +459,8 @@ class SweepRecord:
                 self._apply_to_session(entry.event, entry.time)
             case SweepPlanned() as event:
                 self.plan = event
+                for trial in self.trials.values():
+                    trial.rate(event)
             case TrialPlanned() as event:
                 self.trials.setdefault(event.key, TrialRecord(event))
             case Suggested() as event:
@@ -481,6 +497,8 @@ class SweepRecord:
                     self.trials[key].add(event, entry.time)
             case TrialEnded() as event:
                 self.trials[event.key].finish(event, entry.time)
+                if self.plan is not None:
+                    self.trials[event.key].rate(self.plan)
             case CheckpointWritten(key, checkpoint):
                 self.trials[key].checkpoint = checkpoint
             case CheckpointRemoved(key):

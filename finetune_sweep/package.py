@@ -118,7 +118,13 @@ def _domain(dimension: Dimension) -> yamlio.Value:
         case Choice(values):
             domain = {"values": list(values)}
         case IntRange(low, high, step, log, count):
-            domain = {"low": low, "high": high, "step": step if step != 1 else None, "log": log, "count": count}
+            domain = {
+                "low": low,
+                "high": high,
+                "step": step if step != 1 else None,
+                "log": log,
+                "count": count,
+            }
         case FloatRange(low, high, fraction, log, count):
             domain = {"low": low, "high": high, "step": fraction, "log": log, "count": count}
     domain["when"] = {name: list(values) for name, values in dimension.when.items()}

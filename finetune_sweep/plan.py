@@ -131,7 +131,14 @@ class Plan:
             training = training.model_copy(update={"precision": self.precision})
         depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
         identity = Identity(
-            sweep.task, self.models[model], self.fingerprint, max_length, training, depth, sweep.seed
+            sweep.task,
+            self.models[model],
+            self.fingerprint,
+            max_length,
+            training,
+            depth,
+            sweep.seed,
+            sweep.metric.name,
         )
         return Trial(identity.key(), config, model, max_length, training, depth, sweep.seed)
 
@@ -308,6 +315,7 @@ class Identity:
     Args:
         model: Fingerprint of the pretrained model.
         data: Fingerprint of the training and validation rows.
+        metric: The sweep's; it counts only where early stopping watches it.
     """
 
     task: str
@@ -317,6 +325,7 @@ class Identity:
     training: Training
     depth: Depth
     seed: int
+    metric: str = ""
 
     def key(self) -> str:
         """The trial's name: 16 hexadecimal digits of a sha256."""
@@ -329,6 +338,9 @@ class Identity:
             "training": {**settings_in_key(self.training), "freeze_depth": self.depth},
             "seed": self.seed,
         }
+        stopping = self.training.early_stopping
+        if stopping is not None and stopping.monitor == "metric":
+            content["metric"] = self.metric
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:_KEY_DIGITS]
 
 

@@ -182,7 +182,7 @@ def _trial(trial: TrialRecord, trajectory: str, *, current: bool) -> TrialReport
         epochs_done=max(evaluated, end.epochs_done if end is not None else 0),
         metrics=trial.metrics,
         score=trial.score,
-        best_epoch=end.best_epoch if end is not None else None,
+        best_epoch=trial.best_epoch,
         attempts=trial.attempts,
         seconds=sum(_measured([trial]).values()),
         failure=end.failure if end is not None else None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from finetune_sweep import display, promote, report, yamlio
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.journal import Journal, SessionEnded
-from finetune_sweep.layout import MANIFEST, Layout, SweepLock, parse_storage, recover_folder, write_atomic
+from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
 from finetune_sweep.plan import Plan, make_plan, models, remaining
 from finetune_sweep.space import Choice, Domain
 from finetune_sweep.spec import Sweep
@@ -200,7 +200,7 @@ def _write_lock_file(plan: Plan, layout: Layout) -> None:
 
     cache = Path(plan.sweep.cache or "")
     content: dict[str, yamlio.Value] = {
-        "sweep": plan.sweep.model_dump(mode="json", exclude={"space"}),
+        "sweep": {**plan.sweep.model_dump(mode="json", exclude={"space"}), "tracking": _tracking(plan.sweep)},
         "space": {d.name: _domain(d.domain) for d in plan.sweep.space.dimensions},
         "data": {"fingerprint": plan.fingerprint, "rows": dict(plan.rows)},
         "models": {m: weights.fingerprint(weights.locate(m, Path(), cache)) for m in models(plan.sweep)},
@@ -209,6 +209,10 @@ def _write_lock_file(plan: Plan, layout: Layout) -> None:
         "machine": dict(hardware.describe()),
     }
     write_atomic(layout.resolved, yamlio.dump(content).encode())
+
+
+def _tracking(sweep: Sweep) -> yamlio.Value:
+    return {**sweep.tracking.model_dump(), "uri": printable_uri(sweep.tracking.uri)}
 
 
 def _domain(domain: Domain) -> yamlio.Value:
@@ -260,8 +264,8 @@ def _promote(session: Session, options: promote.Options) -> None:
     from finetune_sweep.tune.driver import Driver
 
     session.on_change()
-    winner = promote.find_winner(session.plan, session.journal.record, options.key)
-    if not _lies_in_best(session, winner.key):
+    winner = promote.pending(session.plan, session.journal, session.layout, options)
+    if winner is not None:
         session.display.note(f"promoting {winner.planned.label}")
         driver = Driver(session.plan, session.layout, session.journal, session.engine, session.on_change)
         driver.ensure_checkpoint(winner.key)
@@ -272,11 +276,6 @@ def _promote(session: Session, options: promote.Options) -> None:
     session.mirror.flush(_MIRROR_TIMEOUT_S)
     session.on_change()
     promote.register(session.plan, session.journal, session.layout)
-
-
-def _lies_in_best(session: Session, key: str) -> bool:
-    promoted = session.journal.record.promoted
-    return promoted is not None and promoted.key == key and (session.layout.best / MANIFEST).exists()
 
 
 def _failed(session: Session) -> bool:

@@ -24,6 +24,7 @@ from finetune_sweep.journal import (
     EVENTS,
     Entry,
     Evaluated,
+    Event,
     SweepPlanned,
     TrialEnded,
     TrialPlanned,
@@ -234,7 +235,7 @@ def test_the_tables_of_states_and_failures_are_complete() -> None:
 
 def test_the_keys_of_status_json_are_documented() -> None:
     metrics = {"accuracy": 1.0}
-    events = [
+    events: list[Event] = [
         TrialPlanned("a", "a", {}, {"epochs": 1}, 0),
         TrialPlanned("b", "b", {}, {"epochs": 1}, 0),
         SweepPlanned("text-classification", "f", "accuracy", "max", "best", "fp32", "cpu", ("a",)),

@@ -24,7 +24,16 @@ from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tracking import tracking_uri
 
-PACKAGES: Final = ("torch", "transformers", "datasets", "safetensors", "sklearn", "pydantic", "optuna", "mlflow")
+PACKAGES: Final = (
+    "torch",
+    "transformers",
+    "datasets",
+    "safetensors",
+    "sklearn",
+    "pydantic",
+    "optuna",
+    "mlflow",
+)
 """What every node has to have beside Ray; the package itself comes with the job."""
 _LOOK_S: Final = 10.0
 _LOOK_PAUSE_S: Final = 0.5

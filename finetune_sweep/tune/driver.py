@@ -184,7 +184,7 @@ class Driver:
                 remove_folder(folder)
 
     def _has_checkpoint(self, trial: TrialRecord) -> bool:
-        if trial.checkpoint is None:
+        if trial.checkpoint is None or trial.checkpoint.rpartition("-")[2] != f"{trial.best_epoch:04d}":
             return False
         try:
             check_folder(self.layout.root / trial.checkpoint)

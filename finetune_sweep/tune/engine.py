@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
@@ -132,13 +132,23 @@ class Engine:
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        slots = sum(_fit(node, self._resources) for node in nodes)
-        if not slots:
-            raise UserError(
-                f"resources_per_trial: no node has {self._resources.cpu:g} CPUs and {self._resources.gpu:g} GPUs;"
-                f" there is: {'; '.join(_describe(node) for node in nodes) or 'no node'}"
-            )
+        slots = count_slots(nodes, self._resources)
         return min(slots, self._max_concurrent or slots)
+
+
+def count_slots(nodes: Sequence[Mapping[str, float]], resources: Resources) -> int:
+    """How many trials fit on nodes, given what each has in all.
+
+    Raises:
+        UserError: If not even one does.
+    """
+    slots = sum(_fit(node, resources) for node in nodes)
+    if not slots:
+        raise UserError(
+            f"resources_per_trial: no node has {resources.cpu:g} CPUs and {resources.gpu:g} GPUs;"
+            f" there is: {'; '.join(_describe(node) for node in nodes) or 'no node'}"
+        )
+    return slots
 
 
 def _worker_environment(count: int) -> dict[str, str]:

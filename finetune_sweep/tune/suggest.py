@@ -7,6 +7,7 @@ as if it had not been.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.exceptions import ExperimentalWarning
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -62,14 +64,12 @@ def suggest(plan: Plan, record: SweepRecord, number: int) -> Config:
     if not isinstance(search, Tpe):
         raise TypeError(f"a {search.type} search knows its configurations beforehand")
     optuna.logging.set_verbosity(logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        n_startup_trials=search.startup_trials,
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        warn_independent_sampling=False,
-        seed=(search.seed * _STRIDE + number) % _SEEDS,
-    )
+    seed = (search.seed * _STRIDE + number) % _SEEDS
+    with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+        # `group` makes the estimator look at conditional dimensions together with those that they depend on.
+        sampler = optuna.samplers.TPESampler(
+            n_startup_trials=search.startup_trials, multivariate=True, group=True, seed=seed
+        )
     study = optuna.create_study(direction=_direction(plan), sampler=sampler)
     study.add_trials(frozen_trials(plan, record))
     trial = study.ask()
