@@ -17,11 +17,12 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 from finetune_sweep import __version__, display, report
-from finetune_sweep.errors import SweepError
-from finetune_sweep.journal import read, replay
+from finetune_sweep.errors import SweepError, UserError
+from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout, is_locked, parse_storage
 from finetune_sweep.plan import check, make_plan
-from finetune_sweep.spec import Sweep
+from finetune_sweep.record import replay
+from finetune_sweep.spec import Sweep, default_storage
 from finetune_sweep.sweepfile import load_sweep
 
 P = ParamSpec("P")
@@ -179,6 +180,40 @@ def promote(
     if rollback:
         return session.rollback(loaded)
     return session.promote_only(loaded, address, Options(trial, again, dry_run, _command()))
+
+
+@app.command()
+@_exits
+def submit(
+    sweep: SweepFile,
+    address: Annotated[
+        str, typer.Option(metavar="URL", help="The dashboard of a Ray cluster: http://HOST:8265.")
+    ],
+    sets: Sets = [],  # noqa: B006 - typer copies it
+    storage: Storage = None,
+    tracking_uri: TrackingUri = None,
+    cache: Cache = None,
+    shared: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="DIR", help="A folder that all nodes see too: nothing in it is sent; repeatable."
+        ),
+    ] = [],  # noqa: B006 - typer copies it
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop the sweep's job; submit goes on from there.")
+    ] = False,
+) -> int:
+    """Run on a cluster as a Ray job, and follow its log; again: attach to it. Ctrl-C detaches."""
+    from finetune_sweep import submit as job
+
+    loaded = _load(sweep, sets, storage, tracking_uri, cache, deep=not stop)
+    if loaded.storage == str(default_storage()) and storage is None:
+        raise UserError(
+            "submit needs --storage DIR: a folder that all nodes of the cluster see under this path"
+        )
+    if stop:
+        return job.stop(loaded, address, display.say)
+    return job.submit(loaded, address, shared, display.say)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from finetune_sweep.journal import SweepRecord, TrialRecord
+from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.report import SweepReport, TrialReport, status
 from finetune_sweep.space import canonical
 from finetune_sweep.yamlio import Value
@@ -270,18 +270,21 @@ class Display(ABC):
         """Ends the display; what is called afterwards has no effect."""
 
 
-def open_display(sweep: str, slots: int | None = None, stream: TextIO | None = None) -> Display:
+def open_display(
+    sweep: str, slots: int | None = None, stream: TextIO | None = None, *, nodes: bool = False
+) -> Display:
     """A live table if the stream is a terminal that can move its cursor, else plain lines.
 
     Args:
         sweep: The sweep's name.
         slots: Work units that are trained at once, for the time left.
         stream: Where to; standard output by default. With `--json` that is for the JSON: give standard error.
+        nodes: Whether the plain lines also say on which node each training began.
     """
     output = _Output(stream if stream is not None else sys.stdout)
     if output.isatty() and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}:
         return LiveDisplay(sweep, slots, output)
-    return PlainDisplay(sweep, slots, output)
+    return PlainDisplay(sweep, slots, output, nodes=nodes)
 
 
 def show(renderable: RenderableType, stream: TextIO | None = None) -> None:
@@ -297,8 +300,8 @@ def say(text: str, stream: TextIO | None = None) -> None:
 class PlainDisplay(Display):
     """One line for the end of each trial, and for an evaluation that is better than all before it."""
 
-    def __init__(self, sweep: str, slots: int | None, output: _Output) -> None:
-        self._news = _News(sweep, slots)
+    def __init__(self, sweep: str, slots: int | None, output: _Output, *, nodes: bool = False) -> None:
+        self._news = _News(sweep, slots, nodes=nodes)
         self._output = output
         self._lock = threading.RLock()  # a signal handler may speak while its own thread draws
 
@@ -375,8 +378,9 @@ class _Line:
 class _News:
     """What is worth a line in a record that is looked at again and again."""
 
-    def __init__(self, sweep: str, slots: int | None) -> None:
-        self._sweep, self._slots = sweep, slots
+    def __init__(self, sweep: str, slots: int | None, *, nodes: bool = False) -> None:
+        self._sweep, self._slots, self._nodes = sweep, slots, nodes
+        self._begun: set[tuple[str, int, float | None]] = set()
         self._ended: set[str] = set()
         self._evaluated: set[tuple[str, int]] = set()
         self._best: float | None = None
@@ -394,7 +398,17 @@ class _News:
             numbered = enumerate((report.trial(key) for _, key in news), earlier + 1)
             lines = [_ended_line(report, trial, _of(number, len(trials))) for number, trial in numbered]
         progress = " " * len(_of(0, len(trials)))
-        return lines + [_Line(f"{progress} {text}") for text in self._better(record)]
+        passing = [*(self._beginnings(record) if self._nodes else ()), *self._better(record)]
+        return lines + [_Line(f"{progress} {text}") for text in passing]
+
+    def _beginnings(self, record: SweepRecord) -> Iterator[str]:
+        """Where trainings began; of the trials that share one, the longest is named."""
+        running = [trial for trial in record.current() if trial.state == "running"]
+        for trial in sorted(running, key=_ended_then_longest):
+            if (worker := trial.worker) is None or (worker.node, worker.pid, trial.started) in self._begun:
+                continue
+            self._begun.add((worker.node, worker.pid, trial.started))
+            yield f"{trial.planned.label} began on {worker.host} (node {worker.node})"
 
     def _better(self, record: SweepRecord) -> Iterator[str]:
         """Evaluations better than all before, of running trials: a trial that ends there has its own line."""

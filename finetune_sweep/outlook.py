@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_sweep.journal import SweepRecord
 from finetune_sweep.plan import Depth, Plan, Trial, remaining, work_units
+from finetune_sweep.record import SweepRecord
 from finetune_sweep.spec import Constant
 from finetune_sweep.train import architecture, weights
 from finetune_sweep.yamlio import Value

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
-from finetune_sweep.journal import SweepPlanned, SweepRecord, TrialPlanned
+from finetune_sweep.events import SweepPlanned, TrialPlanned
+from finetune_sweep.record import SweepRecord
 from finetune_sweep.space import Config, Space, allows, canonical, endpoints, grid, sample
 from finetune_sweep.spec import RECIPE_VERSION, Grid, Model, Random, Sweep, Tpe, Training, leaf_names
 from finetune_sweep.sweepfile import training_of

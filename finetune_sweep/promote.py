@@ -28,17 +28,11 @@ from finetune_sweep.errors import (
     VerificationError,
     nearest,
 )
-from finetune_sweep.journal import (
-    Journal,
-    Metrics,
-    Promoted,
-    SweepRecord,
-    TestIntended,
-    TestRead,
-    TrialRecord,
-)
+from finetune_sweep.events import Metrics, Promoted, TestIntended, TestRead
+from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, check_folder, explained, folder_aside, recover_folder
 from finetune_sweep.plan import Plan, Trial
+from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tracking import KEY_TAG, TAG, make_client, printable_uri, tracking_uri
 

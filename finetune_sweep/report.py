@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_sweep.journal import Failure, Promoted, SweepRecord, TrialRecord, TrialState
+from finetune_sweep.events import Failure, Promoted, TrialState
+from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.space import canonical
 from finetune_sweep.yamlio import Value
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep import display, promote, report, yamlio
 from finetune_sweep.errors import SweepError, TrackingError, UserError
-from finetune_sweep.journal import Journal, SessionEnded
+from finetune_sweep.events import SessionEnded
+from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
 from finetune_sweep.plan import Plan, make_plan, models, remaining
 from finetune_sweep.space import Choice, Domain
@@ -133,7 +134,13 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
             _refuse_another(plan, journal)
             mirror = Mirror(sweep, layout, journal.entries)
             session = Session(
-                plan, layout, journal, engine, mirror, display.open_display(sweep.name), signals
+                plan,
+                layout,
+                journal,
+                engine,
+                mirror,
+                display.open_display(sweep.name, nodes=address is not None),
+                signals,
             )
             return _in_session(session, steps)
 

@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,9 +46,11 @@ _ENTRYPOINT: Final = (
 )
 _JOB_ENVIRONMENT: Final = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
 _OVERRIDING: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_UNAUTHORIZED: Final = frozenset({401, 403})
 _ANSWER_S: Final = 15.0
 _POLL_S: Final = 0.5
 _PATIENCE_S: Final = 120.0
+_MOST_NODES: Final = 10_000
 _DIGEST: Final = "package"
 
 
@@ -107,9 +109,10 @@ def stop(sweep: Sweep, address: str, say: Say) -> int:
     job = str(running.submission_id)
     say(f"stopping {job}")
     begin = time.monotonic()
-    cluster.jobs.stop_job(job)
-    while not cluster.jobs.get_job_info(job).status.is_terminal():
-        time.sleep(_POLL_S)
+    with _answering(cluster):
+        cluster.jobs.stop_job(job)
+        while not cluster.jobs.get_job_info(job).status.is_terminal():
+            time.sleep(_POLL_S)
     if time.monotonic() - begin >= STOP_WAIT_S:
         say(
             f"it did not stop within {STOP_WAIT_S} s and was killed; submit goes on from what is in the journal"
@@ -117,130 +120,6 @@ def stop(sweep: Sweep, address: str, say: Say) -> int:
         return 1
     say("stopped; submit goes on from here")
     return 0
-
-
-# ------------------------------------------------------------------------------------------------ the cluster
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster as its dashboard shows it.
-
-    Args:
-        address: The dashboard's URL.
-    """
-
-    address: str
-
-    def __post_init__(self) -> None:
-        """Checks the form of the address.
-
-        Raises:
-            UserError: If it is another kind of address.
-        """
-        parts = urlsplit(self.address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UserError(
-                "--address takes the URL of the cluster's dashboard, such as http://HOST:8265,"
-                f" got {self.address!r}"
-            )
-        object.__setattr__(self, "address", self.address.rstrip("/"))
-
-    @cached_property
-    def headers(self) -> dict[str, str]:
-        """The token, where one is there: from the places that Ray looks in, and in the same order."""
-        token = _read_token()
-        return {"Authorization": f"Bearer {token}"} if token else {}
-
-    @cached_property
-    def jobs(self) -> JobSubmissionClient:
-        """Ray's client for jobs. It sends the token itself, so no setting of Ray's decides whether to."""
-        for name in _OVERRIDING:  # they would replace the address that was asked for
-            os.environ.pop(name, None)
-        from ray.job_submission import JobSubmissionClient
-
-        for module in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
-        return JobSubmissionClient(self.address, headers=dict(self.headers))
-
-    def check_access(self) -> None:
-        """Asks the cluster for its version.
-
-        Raises:
-            UserError: If it does not answer, or wants another token.
-        """
-        self.get("/api/version")
-
-    def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """What the dashboard answers.
-
-        Raises:
-            UserError: If it does not, or refuses; says what to do.
-        """
-        request = urllib.request.Request(self.address + path, headers=self.headers)  # noqa: S310 - http, checked
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310 - http, checked
-                return json.load(response)
-        except urllib.error.HTTPError as error:
-            raise UserError(self._refused(error.code, path)) from None
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
-            raise UserError(
-                f"--address {self.address}: no Ray dashboard answers there ({reason}); `ray start --head`"
-                " needs ray[default], and --dashboard-host=0.0.0.0 to be reached from other machines"
-            ) from None
-
-    def _refused(self, code: int, path: str) -> str:
-        if code not in {401, 403}:
-            return f"--address {self.address}: this is no Ray dashboard, {path} gave HTTP {code}"
-        found = "the one here is not the cluster's" if self.headers else "there is none here"
-        return (
-            f"--address {self.address}: the cluster asks for a token, and {found}; put the cluster's into"
-            " ~/.ray/auth_token (mode 600), or name its file in RAY_AUTH_TOKEN_PATH"
-        )
-
-
-def _read_token() -> str:
-    """Ray's token for clusters, or an empty text."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token.strip()
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def check(cluster: Cluster, sweep: Sweep) -> None:
-    """Compares versions, and looks for a node that can take a trial.
-
-    Raises:
-        UserError: With all that does not fit, one line each.
-    """
-    there = cluster.get("/api/version")["ray_version"], cluster.get("/api/v0/cluster_metadata")["data"]
-    versions = (
-        ("Ray", importlib.metadata.version("ray"), there[0]),
-        ("Python", _minor(platform.python_version()), _minor(there[1]["pythonVersion"])),
-    )
-    problems = [
-        f"--address {cluster.address}: the cluster has {name} {remote}, here is {name} {local};"
-        " they must be the same, install one of them on the other side"
-        for name, local, remote in versions
-        if remote != local
-    ]
-    nodes = cluster.get("/api/v0/nodes?limit=10000&detail=1")["data"]["result"]["result"]
-    try:
-        count_slots(
-            [node["resources_total"] for node in nodes if node["state"] == "ALIVE"], sweep.resources_per_trial
-        )
-    except UserError as error:
-        problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 # --------------------------------------------------------------------------------------------------- the job
@@ -280,7 +159,7 @@ class Jobs:
             SweepError: If the cluster refuses.
         """
         number = max((number for number, _ in self._all()), default=0) + 1
-        try:
+        with _answering(self.cluster):
             return self.cluster.jobs.submit_job(
                 entrypoint=_ENTRYPOINT,
                 submission_id=f"{self.prefix}{number}",
@@ -291,13 +170,22 @@ class Jobs:
                 },
                 metadata={"sweep": self.sweep.name, "storage": str(self.sweep.storage), _DIGEST: digest},
             )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise SweepError(f"{self.cluster.address} did not take the job: {_first_line(error)}") from error
 
     def _all(self) -> list[tuple[int, JobDetails]]:
         pattern = re.compile(re.escape(self.prefix) + r"(\d+)")
-        found = ((pattern.fullmatch(job.submission_id or ""), job) for job in self.cluster.jobs.list_jobs())
+        with _answering(self.cluster):
+            jobs = self.cluster.jobs.list_jobs()
+        found = ((pattern.fullmatch(job.submission_id or ""), job) for job in jobs)
         return [(int(match[1]), job) for match, job in found if match]
+
+
+@contextlib.contextmanager
+def _answering(cluster: Cluster) -> Iterator[None]:
+    """Turns what Ray's client raises into one line."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SweepError(f"{cluster.address} refused: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -381,6 +269,10 @@ def _until_ended(cluster: Cluster, job: str, lines: _Lines) -> JobDetails:
 
 
 async def _tail(jobs: JobSubmissionClient, job: str, lines: _Lines) -> None:
-    async with contextlib.aclosing(jobs.tail_job_logs(job)) as log:  # type: ignore[type-var]
-        async for text in log:
+    from aiohttp import ClientError
+
+    try:
+        async for text in jobs.tail_job_logs(job):
             lines.add(text)
+    except ClientError as error:
+        raise ConnectionError(str(error)) from error

@@ -20,22 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     Entry,
     Evaluated,
     SessionEnded,
     SessionStarted,
     SweepPlanned,
-    SweepRecord,
     TestRead,
     Tracked,
     TrialEnded,
     TrialPlanned,
-    TrialRecord,
     UnitStarted,
     encode,
 )
 from finetune_sweep.layout import Layout, sha256
+from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.space import Choice, Dimension, canonical
 from finetune_sweep.spec import Sweep
 from finetune_sweep.yamlio import Value

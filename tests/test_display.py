@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 
 from finetune_sweep import display
 from finetune_sweep.display import LiveDisplay, PlainDisplay, open_display, render_plan, show
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     Entry,
     Evaluated,
     Event,
@@ -23,13 +23,12 @@ from finetune_sweep.journal import (
     Promoted,
     SessionStarted,
     SweepPlanned,
-    SweepRecord,
     TrialEnded,
     TrialPlanned,
     UnitStarted,
     WorkerInfo,
-    replay,
 )
+from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.report import SweepReport, status
 from finetune_sweep.yamlio import Value
 

@@ -20,7 +20,7 @@ from typer.main import get_command
 from finetune_sweep import errors, plan, report, yamlio
 from finetune_sweep.cli import app
 from finetune_sweep.errors import FailureClass
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     EVENTS,
     Entry,
     Evaluated,
@@ -29,8 +29,8 @@ from finetune_sweep.journal import (
     TrialEnded,
     TrialPlanned,
     TrialState,
-    replay,
 )
+from finetune_sweep.record import replay
 from finetune_sweep.report import SweepState
 from finetune_sweep.spec import Sweep, searchable
 from finetune_sweep.sweepfile import load_sweep

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_sweep.errors import FailureClass, StorageError
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     EVENTS,
     CheckpointRemoved,
     CheckpointWritten,
@@ -21,12 +21,10 @@ from finetune_sweep.journal import (
     Evaluated,
     Event,
     Failure,
-    Journal,
     Promoted,
     SessionEnded,
     SessionStarted,
     SweepPlanned,
-    SweepRecord,
     TestRead,
     Tracked,
     TrialEnded,
@@ -36,10 +34,10 @@ from finetune_sweep.journal import (
     WorkerInfo,
     decode,
     encode,
-    read,
-    replay,
 )
+from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import Layout, Owner
+from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.yamlio import Value
 
 WORKER = WorkerInfo("host", 7, "cpu", 1, "", "node")

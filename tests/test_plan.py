@@ -10,8 +10,9 @@ import pytest
 
 from finetune_sweep import outlook, plan, spec
 from finetune_sweep.errors import UserError
-from finetune_sweep.journal import Entry, Failure, SweepRecord, TrialEnded, TrialPlanned, replay
+from finetune_sweep.events import Entry, Failure, TrialEnded, TrialPlanned
 from finetune_sweep.plan import Plan, Trial, make_plan, remaining, work_units
+from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.spec import Sweep, Training
 from finetune_sweep.sweepfile import load_sweep
 

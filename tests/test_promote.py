@@ -33,21 +33,12 @@ from transformers import (
 
 from finetune_sweep import card, promote, yamlio
 from finetune_sweep.errors import StorageError, TrackingError, UserError, VerificationError
-from finetune_sweep.journal import (
-    Event,
-    Journal,
-    Promoted,
-    TestIntended,
-    TestRead,
-    Tracked,
-    TrialEnded,
-    TrialRecord,
-    read,
-    replay,
-)
+from finetune_sweep.events import Event, Promoted, TestIntended, TestRead, Tracked, TrialEnded
+from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import Layout, SweepLock, check_folder, folder_aside
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.promote import Found, Options
+from finetune_sweep.record import TrialRecord, replay
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tracking import KEY_TAG, TAG, artifact_location, make_client, tracking_uri
 from finetune_sweep.tune.worker import CHANGED_TENSORS, Assignment, Loaded, run_unit
@@ -554,7 +545,8 @@ def test_an_interrupted_promotion_leaves_the_old_best(promoted: Opened, step: in
 KILLED = """
 import os, pickle, signal, sys
 from finetune_sweep import promote
-from finetune_sweep.journal import Journal, Promoted
+from finetune_sweep.events import Promoted
+from finetune_sweep.journal import Journal
 from finetune_sweep.layout import SweepLock
 
 plan, layout, options, moment = pickle.loads(sys.stdin.buffer.read())

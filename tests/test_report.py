@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     CheckpointWritten,
     Entry,
     Evaluated,
@@ -13,14 +13,13 @@ from finetune_sweep.journal import (
     SessionEnded,
     SessionStarted,
     SweepPlanned,
-    SweepRecord,
     Tracked,
     TrialEnded,
     TrialPlanned,
     UnitStarted,
     WorkerInfo,
-    replay,
 )
+from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.report import status
 from finetune_sweep.yamlio import Value
 

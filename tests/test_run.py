@@ -17,7 +17,8 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep.journal import Evaluated, UnitStarted, read
+from finetune_sweep.events import Evaluated, UnitStarted
+from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
 
 if TYPE_CHECKING:

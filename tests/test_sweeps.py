@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_sweep import plan, yamlio
-from finetune_sweep.journal import SweepRecord
+from finetune_sweep.record import SweepRecord
 from finetune_sweep.sweepfile import load_sweep, training_of
 
 ROOT = Path(__file__).resolve().parent.parent

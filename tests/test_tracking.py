@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     Entry,
     Evaluated,
     Event,
     Failure,
-    Journal,
     Promoted,
     SessionEnded,
     SweepPlanned,
@@ -30,6 +29,7 @@ from finetune_sweep.journal import (
     UnitStarted,
     WorkerInfo,
 )
+from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, Owner
 from finetune_sweep.space import Choice, Dimension, FloatRange, Space
 from finetune_sweep.spec import Data, Metric, Sweep, Tracking

@@ -93,9 +93,9 @@ def _ask_nodes(marks: dict[str, Path]) -> list[str]:
     look = ray.remote(num_cpus=0)(_look)
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
     answers = {}
-    for node in addresses:
-        here = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        answers[here.remote(list(marks.values()), PACKAGES)] = addresses[node]
+    for node, address in addresses.items():
+        there = look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+        answers[there.remote(list(marks.values()), PACKAGES)] = address
     done, silent = ray.wait(list(answers), num_returns=len(answers), timeout=_ANSWER_S)
     problems = [f"node {answers[task]} did not answer within {_ANSWER_S:g} s" for task in silent]
     for task in done:

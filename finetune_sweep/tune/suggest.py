@@ -24,8 +24,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.journal import SweepRecord, TrialRecord
 from finetune_sweep.plan import Plan
+from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.space import (
     Choice,
     Config,

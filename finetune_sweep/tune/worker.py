@@ -21,7 +21,7 @@ import torch
 from ray import tune
 
 from finetune_sweep.errors import StorageError, TrialError
-from finetune_sweep.journal import (
+from finetune_sweep.events import (
     CheckpointWritten,
     Evaluated,
     Event,

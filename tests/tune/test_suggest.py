@@ -12,17 +12,9 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.journal import (
-    Entry,
-    Event,
-    Failure,
-    Suggested,
-    SweepRecord,
-    TrialEnded,
-    UnitStarted,
-    WorkerInfo,
-)
+from finetune_sweep.events import Entry, Event, Failure, Suggested, TrialEnded, UnitStarted, WorkerInfo
 from finetune_sweep.plan import Plan, make_plan
+from finetune_sweep.record import SweepRecord
 from finetune_sweep.space import Choice, Dimension, FloatRange, IntRange, Space, allows
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tune.suggest import distribution, export, frozen_trials, suggest

@@ -1,0 +1,267 @@
+"""What can happen in a sweep: the events of its journal, and each as a line of a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from finetune_sweep.errors import FailureClass
+from finetune_sweep.yamlio import Value
+
+TrialState = Literal["planned", "running", "finished", "stopped", "diverged", "failed"]
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """Where a work unit ran.
+
+    `threads` is the number of threads that torch computes with; `cuda_visible_devices` is what Ray gave the worker.
+    """
+
+    host: str
+    pid: int
+    device: str
+    threads: int
+    cuda_visible_devices: str
+    node: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a trial has no result."""
+
+    kind: FailureClass
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class SessionStarted:
+    """A driver took the sweep. `token` is its fencing token, `older_segments` the bytes of those before its own."""
+
+    token: int
+    host: str
+    pid: int
+    version: str
+    older_segments: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TrialPlanned:
+    """A trial exists: what its key stands for."""
+
+    key: str
+    label: str
+    config: Mapping[str, Value]
+    params: Mapping[str, Value]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """A search that learns from results asked for this trial; `number` counts its suggestions from 0.
+
+    It joins the trials that can win. A key that was suggested before stands for the same trial.
+    """
+
+    number: int
+    key: str
+
+
+@dataclass(frozen=True)
+class SweepPlanned:
+    """What the sweep is now: its task, data, metric, and the trials that can win, in order.
+
+    `precision` and `device` are the resolved ones; `fingerprint` is that of the training and validation data.
+    """
+
+    task: str
+    fingerprint: str
+    metric: str
+    mode: Literal["max", "min"]
+    epoch: Literal["best", "last"]
+    precision: str
+    device: str
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class UnitStarted:
+    """A worker began to train the trials of a unit."""
+
+    unit: str
+    keys: tuple[str, ...]
+    worker: WorkerInfo
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation of a trajectory, for all of its trials that reach this epoch.
+
+    `metrics` are those of the validation split; times are seconds.
+    """
+
+    unit: str
+    keys: tuple[str, ...]
+    epoch: int
+    step: int
+    train_loss: float
+    learning_rate: float
+    metrics: Metrics
+    train_seconds: float
+    eval_seconds: float
+    micro_batch: int
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A trial reached its end. `checkpoint` is a path relative to the sweep's folder."""
+
+    key: str
+    state: TrialState
+    epochs_done: int = 0
+    best_epoch: int | None = None
+    score: float | None = None
+    stopped_early_at: int | None = None
+    checkpoint: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointWritten:
+    """A finished trial that had no checkpoint was trained again for one; its recorded values stand."""
+
+    key: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class CheckpointRemoved:
+    """A checkpoint was deleted: its trial is no longer among the best."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """The MLflow run that mirrors a trial; an empty key is the sweep itself."""
+
+    key: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class TestIntended:
+    """The test split is about to be read for a champion: journalled before it is."""
+
+    __test__ = False
+
+    key: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TestRead:
+    """The test split was read for a champion."""
+
+    __test__ = False
+
+    key: str
+    fingerprint: str
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """A champion lies in `best/`. `version` is the one in the registry; empty until it is registered."""
+
+    key: str
+    metrics: Metrics
+    test_metrics: Metrics
+    registered_model: str
+    version: str
+
+
+@dataclass(frozen=True)
+class SessionEnded:
+    """A driver left the sweep, with this exit code."""
+
+    exit_code: int
+
+
+Event = (
+    SessionStarted
+    | TrialPlanned
+    | Suggested
+    | SweepPlanned
+    | UnitStarted
+    | Evaluated
+    | TrialEnded
+    | CheckpointWritten
+    | CheckpointRemoved
+    | Tracked
+    | TestIntended
+    | TestRead
+    | Promoted
+    | SessionEnded
+)
+
+EVENTS: Final[Mapping[str, type[Event]]] = {
+    event.__name__: event
+    for event in (
+        SessionStarted,
+        TrialPlanned,
+        Suggested,
+        SweepPlanned,
+        UnitStarted,
+        Evaluated,
+        TrialEnded,
+        CheckpointWritten,
+        CheckpointRemoved,
+        Tracked,
+        TestIntended,
+        TestRead,
+        Promoted,
+        SessionEnded,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event with the time at which it was journalled, in seconds since 1970."""
+
+    time: float
+    event: Event
+
+
+def encode(entry: Entry) -> bytes:
+    """One line: a checksum of eight hexadecimal digits, a space, and the event as JSON."""
+    body = {"time": entry.time, "type": type(entry.event).__name__, **dataclasses.asdict(entry.event)}
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode(line: bytes) -> Entry:
+    """The opposite of `encode`.
+
+    Raises:
+        ValueError: If the line is torn or damaged.
+    """
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        raise ValueError("the checksum does not match")
+    body = json.loads(text)
+    moment, kind = body.pop("time"), EVENTS[body.pop("type")]
+    if worker := body.get("worker"):
+        body["worker"] = WorkerInfo(**worker)
+    if failure := body.get("failure"):
+        body["failure"] = Failure(**failure)
+    if "keys" in body:
+        body["keys"] = tuple(body["keys"])
+    return Entry(moment, kind(**body))

@@ -1,0 +1,204 @@
+"""What a journal comes to: the state of a sweep and of each of its trials, replayed from the events."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from finetune_sweep.events import (
+    CheckpointRemoved,
+    CheckpointWritten,
+    Entry,
+    Evaluated,
+    Metrics,
+    Promoted,
+    SessionEnded,
+    SessionStarted,
+    Suggested,
+    SweepPlanned,
+    TestRead,
+    Tracked,
+    TrialEnded,
+    TrialPlanned,
+    TrialState,
+    UnitStarted,
+    WorkerInfo,
+)
+
+
+@dataclass
+class TrialRecord:
+    """A trial as the journal tells it. Times are seconds since 1970.
+
+    `score` is the metric that the sweep optimises, at `best_epoch`, the epoch that counts; only of a finished trial.
+    """
+
+    planned: TrialPlanned
+    state: TrialState = "planned"
+    evaluations: list[Evaluated] = field(default_factory=list)
+    evaluation_times: list[float] = field(default_factory=list)
+    attempts: int = 0
+    started: float | None = None
+    ended: float | None = None
+    end: TrialEnded | None = None
+    worker: WorkerInfo | None = None
+    checkpoint: str | None = None
+    mlflow_run_id: str | None = None
+    score: float | None = None
+    best_epoch: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The trial's key."""
+        return self.planned.key
+
+    def begin(self, worker: WorkerInfo, moment: float) -> None:
+        """A worker trains it; what it has a result for stays."""
+        if not self.done:
+            self.state, self.worker, self.started, self.end = "running", worker, moment, None
+            self.attempts += 1
+
+    def add(self, evaluation: Evaluated, moment: float) -> None:
+        """Notes an evaluation; the first one of an epoch stands."""
+        if all(evaluation.epoch > known.epoch for known in self.evaluations):
+            self.evaluations.append(evaluation)
+            self.evaluation_times.append(moment)
+
+    def rate(self, plan: SweepPlanned) -> None:
+        """Sets the score of a finished trial and the epoch that counts, by what the sweep optimises now.
+
+        They follow from the evaluations, so that an edited metric ranks the trials that are there.
+        """
+        if self.state != "finished" or self.end is None:
+            return
+        self.score, self.best_epoch = self.end.score, self.end.best_epoch
+        rated = [e for e in self.evaluations if plan.metric in e.metrics and e.epoch <= self.end.epochs_done]
+        if rated and plan.epoch == "best":
+            sign = 1.0 if plan.mode == "max" else -1.0
+            rated = [max(rated, key=lambda e: (sign * e.metrics[plan.metric], -e.epoch))]
+        if rated:
+            self.score, self.best_epoch = rated[-1].metrics[plan.metric], rated[-1].epoch
+
+    def finish(self, end: TrialEnded, moment: float) -> None:
+        """Notes the end; the first result stands."""
+        if not self.done:
+            self.state, self.end, self.ended, self.checkpoint = end.state, end, moment, end.checkpoint
+
+    @property
+    def done(self) -> bool:
+        """Whether the trial has a result, or will never have one."""
+        return self.state in {"finished", "stopped", "diverged"}
+
+    @property
+    def metrics(self) -> Metrics:
+        """The validation metrics at the epoch that counts; before the end, at the last evaluation."""
+        for evaluation in reversed(self.evaluations):
+            if self.best_epoch is None or evaluation.epoch == self.best_epoch:
+                return evaluation.metrics
+        return {}
+
+
+@dataclass
+class SweepRecord:
+    """A sweep as the journal tells it.
+
+    `trials` holds every trial that was ever part of it, also those that an edited file no longer contains;
+    `plan.keys` names the present ones.
+    """
+
+    trials: dict[str, TrialRecord] = field(default_factory=dict)
+    plan: SweepPlanned | None = None
+    promoted: Promoted | None = None
+    suggestions: list[Suggested] = field(default_factory=list)
+    test_reads: list[TestRead] = field(default_factory=list)
+    mlflow_run_id: str | None = None
+    session: SessionStarted | None = None
+    exit_code: int | None = None
+    started: float | None = None
+    updated: float | None = None
+
+    def apply(self, entry: Entry) -> None:
+        """Moves the state on by one entry."""
+        self.updated = entry.time
+        match entry.event:
+            case SessionStarted() | SessionEnded():
+                self._apply_to_session(entry.event, entry.time)
+            case SweepPlanned() as event:
+                self.plan = event
+                for trial in self.trials.values():
+                    trial.rate(event)
+            case TrialPlanned() as event:
+                self.trials.setdefault(event.key, TrialRecord(event))
+            case Suggested() as event:
+                self._suggest(event)
+            case Tracked("", run_id):
+                self.mlflow_run_id = run_id
+            case Tracked(key, run_id):
+                self.trials[key].mlflow_run_id = run_id
+            case TestRead() as event:
+                self.test_reads.append(event)
+            case Promoted() as event:
+                self.promoted = event
+            case _:
+                self._apply_to_trials(entry)
+
+    def _apply_to_session(self, event: SessionStarted | SessionEnded, moment: float) -> None:
+        """What was running when a driver left, or when the next one came, is not running any more."""
+        match event:
+            case SessionStarted():
+                self.session, self.started, self.exit_code = event, moment, None
+            case SessionEnded(exit_code):
+                self.exit_code = exit_code
+        for trial in self.trials.values():
+            if trial.state == "running":
+                trial.state = "planned"
+
+    def _apply_to_trials(self, entry: Entry) -> None:
+        match entry.event:
+            case UnitStarted(_, keys, worker):
+                for key in keys:
+                    self.trials[key].begin(worker, entry.time)
+            case Evaluated() as event:
+                for key in event.keys:
+                    self.trials[key].add(event, entry.time)
+            case TrialEnded() as event:
+                self.trials[event.key].finish(event, entry.time)
+                if self.plan is not None:
+                    self.trials[event.key].rate(self.plan)
+            case CheckpointWritten(key, checkpoint):
+                self.trials[key].checkpoint = checkpoint
+            case CheckpointRemoved(key):
+                self.trials[key].checkpoint = None
+
+    def _suggest(self, event: Suggested) -> None:
+        self.suggestions.append(event)
+        if self.plan is not None and event.key not in self.plan.keys:
+            self.plan = dataclasses.replace(self.plan, keys=(*self.plan.keys, event.key))
+
+    def current(self) -> list[TrialRecord]:
+        """The trials that can win, in the order of the plan."""
+        return [self.trials[key] for key in self.plan.keys] if self.plan is not None else []
+
+    def ranking(self) -> list[TrialRecord]:
+        """The finished trials that can win, best first; ties go to the fewest epochs, then the plan's order."""
+        if self.plan is None:
+            return []
+        sign = -1.0 if self.plan.mode == "max" else 1.0
+        scored = [(sign * trial.score, trial) for trial in self.current() if trial.score is not None]
+        return [
+            trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))
+        ]
+
+    def best(self) -> TrialRecord | None:
+        """The best trial so far."""
+        ranking = self.ranking()
+        return ranking[0] if ranking else None
+
+
+def replay(entries: Iterable[Entry]) -> SweepRecord:
+    """The state that follows from entries."""
+    record = SweepRecord()
+    for entry in entries:
+        record.apply(entry)
+    return record
