@@ -271,6 +271,8 @@ def _promote(session: Session, options: promote.Options) -> None:
     from finetune_sweep.tune.driver import Driver
 
     session.on_change()
+    if not session.journal.record.ranking():
+        raise SweepError(_nothing_finished(session))
     winner = promote.pending(session.plan, session.journal, session.layout, options)
     if winner is not None:
         session.display.note(f"promoting {winner.planned.label}")
@@ -283,6 +285,12 @@ def _promote(session: Session, options: promote.Options) -> None:
     session.mirror.flush(_MIRROR_TIMEOUT_S)
     session.on_change()
     promote.register(session.plan, session.journal, session.layout)
+
+
+def _nothing_finished(session: Session) -> str:
+    ends = [trial.end for trial in session.journal.record.current() if trial.end is not None]
+    reasons = dict.fromkeys(end.failure.message for end in ends if end.failure is not None)
+    return f"no trial finished, so none can be promoted: {'; '.join(list(reasons)[:3]) or 'none was trained'}"
 
 
 def _failed(session: Session) -> bool:

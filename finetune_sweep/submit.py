@@ -9,27 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib.metadata
-import json
-import logging
-import os
-import platform
 import re
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final
 
-from finetune_sweep.errors import SweepError, UserError
+from finetune_sweep.errors import SweepError
 from finetune_sweep.package import SWEEP_FILE, pack
 from finetune_sweep.spec import Sweep
-from finetune_sweep.tune.engine import count_slots
+from finetune_sweep.tune.cluster import Cluster, check
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -45,12 +36,8 @@ _ENTRYPOINT: Final = (
     f"python -m finetune_sweep.tune.arrival && exec python -m finetune_sweep run {SWEEP_FILE} --address auto"
 )
 _JOB_ENVIRONMENT: Final = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
-_OVERRIDING: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-_UNAUTHORIZED: Final = frozenset({401, 403})
-_ANSWER_S: Final = 15.0
 _POLL_S: Final = 0.5
 _PATIENCE_S: Final = 120.0
-_MOST_NODES: Final = 10_000
 _DIGEST: Final = "package"
 
 
@@ -78,7 +65,7 @@ def submit(sweep: Sweep, address: str, shared: Sequence[Path], say: Say) -> int:
         digest = pack(sweep, shared).write(file)
         running = jobs.running()
         if running is None:
-            check(cluster, sweep)
+            check(cluster, sweep.resources_per_trial)
             job = jobs.start(file, digest)
             say(f"submitted {job} to {cluster.address}; Ctrl-C leaves it running")
         else:

@@ -8,13 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import platformdirs
 from pydantic import BaseModel, ValidationError
 
 from finetune_sweep import spec, yamlio
-from finetune_sweep.errors import Problem, UserError, nearest
+from finetune_sweep.complaints import complaints, hint
+from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.layout import parse_storage
 from finetune_sweep.space import (
     Config,
@@ -30,53 +31,14 @@ from finetune_sweep.yamlio import Document, Value
 
 KeyPath = tuple[str | int, ...]
 
-FOREIGN_WORDS: Final = {
-    "method": "search",
-    "algorithm": "search",
-    "sampler": "search",
-    "parameters": "space",
-    "search_space": "space",
-    "hyperparameters": "space",
-    "param_space": "space",
-    "goal": "mode",
-    "direction": "mode",
-    "objective": "metric",
-    "num_samples": "trials",
-    "n_trials": "trials",
-    "num_trials": "trials",
-    "dataset": "data",
-    "datasets": "data",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "pretrained": "model",
-    "lr": "learning_rate",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "n_epochs": "epochs",
-    "max_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "train_batch_size": "batch_size",
-    "frozen_layers": "freeze_depth",
-    "freeze_layers": "freeze_depth",
-    "lr_scheduler_type": "lr_schedule",
-    "scheduler": "lr_schedule",
-    "num_warmup_steps": "warmup_steps",
-    "gradient_clip_val": "max_grad_norm",
-    "max_seq_length": "max_length",
-    "resources": "resources_per_trial",
-    "optim": "optimizer",
-    "experiment_name": "experiment",
-    "path": "source",
-}
-"""What other tools call our settings, for the hint behind an unknown key."""
-
 
 @dataclass
 class _Reading:
-    """One sweep file being read: the documents, what `--set` replaced, and the problems so far."""
+    """One sweep file being read: the document, what `--set` replaced in it and in the space, the problems so far."""
 
     document: Document
     overrides: dict[KeyPath, str] = field(default_factory=dict)
+    dimensions: list[Document] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def add(self, path: KeyPath, message: str) -> None:
@@ -163,9 +125,7 @@ def training_of(sweep: Sweep, config: Config) -> Training:
     try:
         return Training.model_validate(raw)
     except ValidationError as error:
-        lines = (
-            f"{'.'.join(_plain(issue['loc']))}: {_describe(issue, Training)}" for issue in error.errors()
-        )
+        lines = (f"{'.'.join(path)}: {message}" for path, message in complaints(error, Training))
         raise UserError(f"space: {config} is not possible: {'; '.join(lines)}") from None
 
 
@@ -206,10 +166,12 @@ def _override(reading: _Reading, raw: dict[str, Any], text: str) -> None:
     if not equals or not key.strip():
         raise UserError(f"--set takes key=value, got {text!r}")
     path = tuple(key.strip().split("."))
+    parsed = yamlio.parse_scalar(value)
     if path[0] == "space" and len(path) > 1:
-        path = ("space", ".".join(path[1:]))
+        reading.dimensions.append(Document({".".join(path[1:]): parsed}, f"--set {text}", {}))
+        return
     reading.overrides[path] = text
-    _put(raw, path, yamlio.parse_scalar(value))
+    _put(raw, path, parsed)
 
 
 def _put(raw: dict[str, Any], path: Sequence[str], value: Value) -> None:
@@ -238,6 +200,8 @@ def _read_space(reading: _Reading, value: object, base: Path) -> Space:
             _add_dimensions(reading, reading.document, path, part, base, dimensions)
         else:
             reading.add(path, f"must be a file, a mapping, or a list of them, got {part!r}")
+    for document in reading.dimensions:
+        _add_dimensions(reading, document, (), _mapping(document.value), Path.cwd(), dimensions)
     return Space(tuple(dimensions.values()))
 
 
@@ -265,7 +229,7 @@ def _add_dimensions(
         here = (*path, name)
         if not spec.searchable(name):
             message = (
-                f"unknown dimension{_hint(name, [*spec.setting_names(Training), 'model', 'data.max_length'])}"
+                f"unknown dimension{hint(name, [*spec.setting_names(Training), 'model', 'data.max_length'])}"
             )
             reading.problems.append(document.problem(here, message))
             continue
@@ -274,7 +238,6 @@ def _add_dimensions(
         except UserError as error:
             reading.problems += error.problems
             continue
-        dimensions.pop(name, None)
         dimensions[name] = dimension
 
 
@@ -335,134 +298,18 @@ def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any]) -
     try:
         section.model_validate(raw)
     except ValidationError as error:
-        own = [issue for issue in error.errors() if _plain(issue["loc"])[: len(path)] == path]
-        return "; ".join(_describe(issue, section) for issue in own)
+        found = complaints(error, section)
+        return "; ".join(message for place, message in found if place[: len(path)] == path)
     return ""
-
-
-# ------------------------------------------------------------------------------------ pydantic's complaints
 
 
 def _validate(reading: _Reading, section: type[Sweep], raw: dict[str, Any]) -> Sweep | None:
     try:
         return section.model_validate(raw)
     except ValidationError as error:
-        for issue in _without_renamed(error.errors(), section):
-            reading.add(_plain(issue["loc"]), _describe(issue, section))
+        for path, message in complaints(error, section):
+            reading.add(path, message)
         return None
-
-
-def _without_renamed(issues: list[Any], section: type[BaseModel]) -> list[Any]:
-    """Leaves out that a key is missing where another issue says which unknown key should have its name."""
-    unknown = [issue for issue in issues if issue["type"] == "extra_forbidden"]
-    meant = {
-        (*issue["loc"][:-1], name)
-        for issue in unknown
-        for name in _siblings(section, issue["loc"])
-        if f"'{name}'?" in _hint(str(issue["loc"][-1]), _siblings(section, issue["loc"]))
-    }
-    return [issue for issue in issues if issue["type"] != "missing" or issue["loc"] not in meant]
-
-
-_TAGS: Final = frozenset({"grid", "random", "tpe", "constant", "linear"})
-
-
-def _plain(loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """A pydantic location without the tags of unions, which do not stand in the file."""
-    return tuple(
-        str(part)
-        for index, part in enumerate(loc)
-        if not (part in _TAGS and index and loc[index - 1] in {"search", "lr_schedule"})
-    )
-
-
-def _describe(issue: Any, section: type[BaseModel]) -> str:  # noqa: ANN401, PLR0911 - pydantic's ErrorDetails; a case each
-    """One sentence for one of pydantic's errors: the rule, the value, the nearest right word."""
-    value, context = issue["input"], issue.get("ctx", {})
-    match issue["type"]:
-        case "missing":
-            return f"is required{_meaning(section, issue['loc'])}"
-        case "extra_forbidden":
-            return f"unknown key{_hint(str(issue['loc'][-1]), _siblings(section, issue['loc']))}"
-        case "literal_error":
-            expected = context["expected"].replace("'", "")
-            return f"must be one of {expected}, got {_short(value)}{nearest(str(value), _words(expected))}"
-        case "union_tag_invalid":
-            tags = context["expected_tags"].replace("'", "")
-            return f"type must be one of {tags}, got {context['tag']!r}{nearest(str(context['tag']), _words(tags))}"
-        case "union_tag_not_found":
-            return f"needs a `type`, got {_short(value)}"
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            (sign, bound), *_ = ((_SIGNS[name], limit) for name, limit in context.items() if name in _SIGNS)
-            return f"must be {sign} {bound:g}, got {_short(value)}"
-        case "value_error":
-            return str(context["error"])
-        case "string_too_short":
-            return "must not be empty"
-        case kind if kind in _TYPES:
-            return f"must be {_TYPES[kind]}, got {_short(value)}"
-    return f"{issue['msg']}, got {_short(value)}"
-
-
-_SIGNS: Final = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-_TYPES: Final = {
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "int_type": "a whole number",
-    "string_type": "a text",
-    "bool_type": "true or false",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "is_instance_of": "a mapping",
-}
-
-
-def _words(listed: str) -> list[str]:
-    return listed.replace(" or ", ", ").split(", ")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _fields(section: type[BaseModel], loc: Iterable[int | str]) -> list[type[BaseModel]]:
-    """The sections that a location may lie in."""
-    sections = [section]
-    for part in loc:
-        inner = [
-            nested
-            for model in sections
-            if str(part) in model.model_fields
-            for nested in spec.nested_models(model.model_fields[str(part)].annotation)
-        ]
-        tagged = [model for model in sections if str(part) in _TAGS and _tag(model) == part]
-        sections = inner or tagged or sections
-    return sections
-
-
-def _tag(model: type[BaseModel]) -> str:
-    return model.__name__.lower()
-
-
-def _siblings(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    return [name for model in _fields(section, loc[:-1]) for name in model.model_fields]
-
-
-def _meaning(section: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    for model in _fields(section, loc[:-1]):
-        if (found := model.model_fields.get(str(loc[-1]))) and found.description:
-            return f": {' '.join(found.description.split())}"
-    return ""
-
-
-def _hint(word: str, known: Sequence[str]) -> str:
-    foreign = FOREIGN_WORDS.get(word)
-    if foreign in known:
-        return f" '{word}' (did you mean '{foreign}'?)"
-    listed = f" (known: {', '.join(known)})"
-    return f" '{word}'{nearest(word, known) or listed}"
 
 
 def _in_order(problems: Iterable[Problem]) -> list[Problem]:

@@ -57,19 +57,19 @@ class Document:
     Attributes:
         value: What it holds.
         file: Its name, as messages give it.
-        lines: Line of every key and list item, from 1; ``()`` is the document itself.
+        lines: Line of every key and list item, from 1; ``()`` is the document itself. Empty if it is no file.
     """
 
     value: Value
     file: str
     lines: Mapping[Path_, int]
 
-    def line(self, path: Path_) -> int:
-        """Returns the line of ``path``, or of its nearest parent that the file holds."""
+    def line(self, path: Path_) -> int | None:
+        """Returns the line of ``path``, or of its nearest parent that the file holds; None without a file."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.lines:
                 return self.lines[path[:length]]
-        return 1
+        return None
 
     def problem(self, path: Path_, message: str) -> Problem:
         """Returns ``message`` as a problem at ``path``, with file and line."""

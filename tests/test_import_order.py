@@ -25,6 +25,7 @@ ORDER = (
     "finetune_sweep.space",
     "finetune_sweep.spec",
     "finetune_sweep.sweepfile",
+    "finetune_sweep.package",
     "finetune_sweep.journal",
     "finetune_sweep.plan",
     "finetune_sweep.examples",

@@ -194,7 +194,7 @@ BAD = {
     ),
     "unknown search": (
         replaced("{type: grid}", "{type: gird}"),
-        "bad.yaml:10: search: type must be one of grid, random, got 'gird' (did you mean 'grid'?)",
+        "bad.yaml:10: search: type must be one of grid, random, tpe, got 'gird' (did you mean 'grid'?)",
     ),
     "search without its number": (
         replaced("{type: grid}", "{type: random}"),
@@ -318,6 +318,22 @@ def test_set_wins_over_the_file_and_reaches_nested_settings_and_dimensions(tmp_p
     assert sweep.space.dimensions[1].domain == Choice((3,))
     assert sweep.data.limit is not None
     assert sweep.data.limit.train == 50
+
+
+@pytest.mark.parametrize("written", ["space.yaml", "[space.yaml, {batch_size: [4]}]"])
+def test_set_reaches_dimensions_of_a_space_in_files(written: str, tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("learning_rate: [1e-5]\nepochs: [1, 2]\n")
+    text = replaced("space:\n  learning_rate: [5e-5, 3e-5]\n  epochs: [1, 2]", f"space: {written}")
+
+    space = load_sweep(
+        write(tmp_path, text), ["space.learning_rate=[1e-3]", "space.weight_decay=[0.0]"]
+    ).space
+
+    domains = {dimension.name: dimension.domain for dimension in space.dimensions}
+    assert (domains["learning_rate"], domains["epochs"]) == (Choice((1e-3,)), Choice((1, 2)))
+    assert domains["weight_decay"] == Choice((0.0,))
+    with pytest.raises(UserError, match=r"^--set space.epochs=\[0\]: space.epochs: must be >= 1, got 0$"):
+        load_sweep(tmp_path / "good.yaml", ["space.epochs=[0]"])
 
 
 def test_a_mistake_in_set_is_told_by_its_text(tmp_path: Path) -> None:

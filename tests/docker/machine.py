@@ -20,7 +20,7 @@ from typing import IO, Final
 
 PATH: Final = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
 _ETC: Final = (
-    *("passwd", "group", "shadow", "gshadow", "login.defs", "nsswitch.conf", "resolv.conf", "mime.types"),
+    *("login.defs", "nsswitch.conf", "resolv.conf", "mime.types"),
     *("ld.so.conf", "ld.so.conf.d", "ssl", "alternatives"),
 )
 _FOLDERS: Final = ("dev", "proc", "sys", "run", "tmp", "root", "home", "opt", "var/tmp", "usr/local/bin", "usr/local/lib")
@@ -81,6 +81,10 @@ def make_base(root: Path) -> None:
             shutil.copytree(source, root / "etc" / name, symlinks=True)
         elif source.exists():
             shutil.copy2(source, root / "etc" / name)
+    for name in ("passwd", "group"):
+        lines = Path("/etc", name).read_text(encoding="utf-8").splitlines(keepends=True)
+        system = [line for line in lines if not 1000 <= int(line.split(":")[2]) < 65534]  # no people in an image
+        (root / "etc" / name).write_text("".join(system), encoding="utf-8")
     _copy_python(Path(sys.base_prefix), root / "usr/local")
 
 

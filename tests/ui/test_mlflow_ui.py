@@ -183,7 +183,7 @@ def check_table(page: Page, start: str, children: list[Run]) -> None:
     parent.get_by_role("button").first.click()
     for label in LABELS:
         expect(page.get_by_role("link", name=label, exact=True)).to_be_visible()
-    page.get_by_role("button", name="Columns").click()
+    page.get_by_role("button", name="Columns", exact=True).click()
     for group in ("Metrics", "Parameters"):
         node = page.locator(".du-bois-light-tree-treenode").filter(has_text=re.compile(rf"^{group} \("))
         node.locator(".du-bois-light-tree-checkbox").click()
