@@ -1,7 +1,8 @@
 # make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
 # make check    what CI runs: lint, format, types, tests
 # make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
-# Other targets: install, test, test-ui (MLflow's pages in a browser), lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
+# make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
+# Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check

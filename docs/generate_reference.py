@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_
 
 from pydantic import BaseModel
 
-from finetune_sweep import spec
+from finetune_sweep import settings, spec
 from finetune_sweep.examples import DATA, MODELS, Example
 from finetune_sweep.space import Space
 from finetune_sweep.tasks import TASKS
@@ -88,8 +88,8 @@ RULES: Final[Mapping[type[BaseModel], str]] = {
         "`name` is 1 to 64 letters, digits, `.`, `_` or `-`, and begins with a letter or digit. `model` may be left"
         " out where it is a dimension of the space."
     ),
-    spec.Training: "`gradient_accumulation_steps` must not exceed `batch_size`.",
-    spec.Linear: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
+    settings.Training: "`gradient_accumulation_steps` must not exceed `batch_size`.",
+    settings.Linear: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     spec.Split: "`validation` and `test` together must be below 1.",
     spec.Data: "Either `source` or `files` must be given, not both; `files` must name `train`.",
     spec.Resources: (
@@ -130,7 +130,7 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[Section]:
     """The section of a model and those below it, in the order of the file."""
     yield Section(path, model)
     for name, field in model.model_fields.items():
-        for nested in spec.nested_models(field.annotation):
+        for nested in settings.nested_models(field.annotation):
             yield from sections(nested, f"{path}.{name}" if path else name)
 
 

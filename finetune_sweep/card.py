@@ -16,9 +16,10 @@ from typing import Final
 from finetune_sweep import examples, yamlio
 from finetune_sweep.events import Metrics
 from finetune_sweep.layout import write_atomic
-from finetune_sweep.plan import Plan, Trial
+from finetune_sweep.mlflow_uri import printable_uri
+from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
-from finetune_sweep.tracking import printable_uri
+from finetune_sweep.trial import Trial
 from finetune_sweep.yamlio import Value
 
 CARD: Final = "README.md"

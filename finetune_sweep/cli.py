@@ -16,13 +16,14 @@ from typing import Annotated, NoReturn, ParamSpec
 
 import typer
 
-from finetune_sweep import __version__, display, report
+from finetune_sweep import __version__, display, report, yamlio
 from finetune_sweep.errors import SweepError, UserError
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout, is_locked, parse_storage
 from finetune_sweep.plan import check, make_plan
 from finetune_sweep.record import replay
-from finetune_sweep.spec import Sweep, default_storage
+from finetune_sweep.render import render_plan, render_table
+from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
 
 P = ParamSpec("P")
@@ -131,9 +132,7 @@ def plan(
     loaded = _load(sweep, sets, storage, tracking_uri, cache)
     record = replay(read(_layout(loaded)))
     view = outlook.look(make_plan(loaded, record), record)
-    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(
-        display.render_plan(view.lines())
-    )
+    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(render_plan(view.lines()))
     return 0
 
 
@@ -151,7 +150,7 @@ def status(
     loaded = _load(sweep, sets, storage, tracking_uri, cache, deep=False)
     layout = _layout(loaded)
     view = report.status(replay(read(layout)), loaded.name, is_locked(layout))
-    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(display.render_table(view))
+    print(json.dumps(view.to_json(), indent=1)) if as_json else display.show(render_table(view))
     return 0
 
 
@@ -208,7 +207,7 @@ def submit(
     from finetune_sweep import submit as job
 
     loaded = _load(sweep, sets, storage, tracking_uri, cache, deep=not stop)
-    if loaded.storage == str(default_storage()) and storage is None:
+    if storage is None and not _names_storage(sweep, sets):
         raise UserError(
             "submit needs --storage DIR: a folder that all nodes of the cluster see under this path"
         )
@@ -262,6 +261,13 @@ def _load(
         "tracking.uri": tracking_uri,
     }
     return load_sweep(file, sets, check if deep else None, options)
+
+
+def _names_storage(file: Path, sets: list[str]) -> bool:
+    """Whether the storage is written down, and not where the command happens to be started."""
+    document = yamlio.load(file).value
+    in_file = isinstance(document, dict) and document.get("storage") is not None
+    return in_file or any(text.partition("=")[0].strip() == "storage" for text in sets)
 
 
 def _command() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from finetune_sweep import spec
+from finetune_sweep import settings
 from finetune_sweep.errors import nearest
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _fields(section: type[BaseModel], loc: Iterable[int | str]) -> list[type[Bas
             nested
             for model in sections
             if str(part) in model.model_fields
-            for nested in spec.nested_models(model.model_fields[str(part)].annotation)
+            for nested in settings.nested_models(model.model_fields[str(part)].annotation)
         ]
         tagged = [model for model in sections if str(part) in _TAGS and _tag(model) == part]
         sections = inner or tagged or sections

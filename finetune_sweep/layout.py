@@ -24,6 +24,8 @@ from typing import Final, Self
 from finetune_sweep.errors import StorageError, SweepLocked, UserError
 
 MANIFEST: Final = "manifest.json"
+CHANGED_TENSORS: Final = "changed.safetensors"
+"""The file in a trial's checkpoint."""
 _BLOCK_BYTES: Final = 1 << 20
 _LOCK_ATTEMPTS: Final = 3
 _LOCK_PAUSE_S: Final = 0.05

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from finetune_sweep.plan import Depth, Plan, Trial, remaining, work_units
+from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
-from finetune_sweep.spec import Constant
+from finetune_sweep.settings import Constant
 from finetune_sweep.train import architecture, weights
+from finetune_sweep.trial import Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
 

@@ -2,59 +2,41 @@
 
 The pretrained model and the winner's changed tensors are put together in one fresh process, and evaluated in
 another that loads the folder as its user will. Then the test split is read, once; the card is written; the
-folder takes the place of `best/`; and the MLflow registry is told. What fails before that changes nothing.
+folder takes the place of `best/`. What fails before that changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import json
 import shutil
-import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
 from finetune_sweep import card
+from finetune_sweep.assembly import Found, assemble, evaluate_folder
 from finetune_sweep.card import Evidence, FinalTest
-from finetune_sweep.errors import (
-    StorageError,
-    SweepError,
-    TrackingError,
-    UserError,
-    VerificationError,
-    nearest,
-)
-from finetune_sweep.events import Metrics, Promoted, TestIntended, TestRead
+from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
+from finetune_sweep.events import Promoted, TestIntended, TestRead
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, check_folder, explained, folder_aside, recover_folder
-from finetune_sweep.plan import Plan, Trial
+from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
-from finetune_sweep.tasks import TASKS
-from finetune_sweep.tracking import KEY_TAG, TAG, make_client, printable_uri, tracking_uri
+from finetune_sweep.trial import Trial
+from finetune_sweep.tune.loaded import planned_data
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
-    from transformers import PreTrainedModel
-
     from finetune_sweep.train.data import Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ALIAS: Final = "champion"
-"""The alias of the promoted version in the registry."""
 CONTINUOUS: Final = frozenset({"loss", "auroc"})
 """Metrics that move with the last digits of a logit; the others count predictions."""
 TOLERANCE: Final = 1e-3
 """Relative, for continuous metrics of a checkpoint that was trained on other hardware."""
-_FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
 class Fresh(Protocol):
@@ -81,16 +63,6 @@ class Options:
     command: str = "finetune-sweep run"
 
 
-@dataclass(frozen=True)
-class Found:
-    """The metrics of a checkpoint that was loaded from its folder, and what it was evaluated on."""
-
-    metrics: Metrics
-    host: str
-    device: str
-    hardware: Mapping[str, str | int]
-
-
 def promote(
     plan: Plan, journal: Journal, layout: Layout, fresh: Fresh, options: Options | None = None
 ) -> Promoted:
@@ -115,7 +87,7 @@ def promote(
     """
     options = options or Options()
     winner = find_winner(plan, journal.record, options.key)
-    prepared = _prepare(plan)
+    prepared = planned_data(plan)
     promotion = _Promotion(plan, journal, layout, fresh, options, winner)
     if options.dry_run:
         with tempfile.TemporaryDirectory(".tmp", ".best.", layout.root) as folder:
@@ -133,7 +105,7 @@ def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> T
         UserError: There is no such finished trial, or the data are no longer those of the plan.
     """
     winner = find_winner(plan, journal.record, options.key)
-    standing = _standing(plan, journal.record, layout, winner, _prepare(plan), options)
+    standing = _standing(plan, journal.record, layout, winner, planned_data(plan), options)
     return winner if options.dry_run or standing is None else None
 
 
@@ -293,294 +265,3 @@ def verify(recorded: TrialRecord, found: Found) -> None:
             f"trial {recorded.key} is not promoted: its checkpoint, loaded afresh, gives other validation"
             f" metrics: {'; '.join(differing)}. Other versions of libraries can be the cause."
         )
-
-
-# ------------------------------------------------------------------------------ what runs in fresh processes
-
-
-def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
-    """Fills a folder with the complete model of a trial and its tokenizer, as transformers stores them.
-
-    Args:
-        target: The folder, which exists.
-        plan: The sweep; its trials are not looked at.
-        trial: What was trained.
-        checkpoint: The folder with the tensors that training has changed.
-
-    Raises:
-        StorageError: The checkpoint is not one of this model at this depth, or the disk refuses.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
-    from finetune_sweep.train import architecture, layers, weights
-    from finetune_sweep.tune.worker import CHANGED_TENSORS
-
-    pretrained = weights.locate(trial.model, Path(), _cache(plan))
-    model, new_parameters = TASKS[plan.sweep.task].build_model(pretrained, plan.classes)
-    arch = architecture.describe(weights.read_config(pretrained))
-    live = layers.changed_tensors(model, arch, trial.depth)
-    try:
-        stored = load_file(checkpoint / CHANGED_TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{checkpoint / CHANGED_TENSORS} cannot be read: {error}") from None
-    shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, stored)]
-    if shapes[0] != shapes[1] or not set(new_parameters) <= live.keys():
-        odd = sorted(
-            {name for name, _ in shapes[0].items() ^ shapes[1].items()} | (set(new_parameters) - live.keys())
-        )
-        raise StorageError(
-            f"{checkpoint} holds other tensors than training changes; {len(odd)} differ, as {odd[0]}"
-        )
-    for name, tensor in live.items():
-        tensor.copy_(stored[name])
-    with explained(target), quiet_loading():
-        model.save_pretrained(target)
-        load_tokenizer(pretrained).save_pretrained(target)
-
-
-def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads: int) -> Found:
-    """Evaluates a complete model from its folder alone, with the settings of its training's evaluations.
-
-    Args:
-        folder: What `from_pretrained` loads: weights, class names, tokenizer.
-        plan: The sweep; its trials are not looked at.
-        trial: Says where inputs are cut, and the precision.
-        split: `validation` or `test`.
-        threads: That torch computes with.
-
-    Raises:
-        UserError: The data are no longer those of the plan.
-        VerificationError: Weights or class names are missing.
-    """
-    import torch
-
-    from finetune_sweep.tasks.contract import load_tokenizer
-    from finetune_sweep.train import hardware, loop
-
-    torch.set_num_threads(threads)
-    task = TASKS[plan.sweep.task]
-    model = load_as_user(folder, plan)
-    tokenizer = load_tokenizer(folder)
-    rows = _prepare(plan).splits[split]
-    predictions = loop.evaluate(
-        model.to(plan.device),  # type: ignore[arg-type]  # transformers types only torch.device
-        task,
-        task.encode(rows, tokenizer, plan.classes, trial.max_length),
-        device=plan.device,
-        precision="bf16" if trial.training.precision == "bf16" else "fp32",
-        pad_token_id=int(tokenizer.pad_token_id),
-    )
-    metrics = task.score(predictions, plan.classes)
-    return Found(metrics, socket.gethostname(), plan.device, hardware.describe())
-
-
-def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
-    """Loads a complete model with nothing but its folder.
-
-    Raises:
-        VerificationError: Weights or class names are missing.
-    """
-    import transformers
-
-    from finetune_sweep.tasks.contract import quiet_loading
-
-    auto = getattr(transformers, card.AUTO_MODELS[plan.sweep.task])
-    with quiet_loading():
-        model: PreTrainedModel
-        model, info = auto.from_pretrained(
-            str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True
-        )
-    wrong = {reason: names for reason, names in info.items() if names}
-    if wrong:
-        raise VerificationError(f"{folder} is not loaded as it was stored: {wrong}")
-    classes = tuple((model.config.id2label or {}).values())
-    if classes != plan.classes:
-        raise VerificationError(
-            f"{folder} should have the classes {plan.classes}, but its config has {classes}"
-        )
-    return model
-
-
-def _prepare(plan: Plan) -> Prepared:
-    from finetune_sweep.train.data import prepare
-
-    prepared = prepare(plan.sweep.data, TASKS[plan.sweep.task], Path(), _cache(plan))
-    if prepared.fingerprint != plan.fingerprint:
-        raise UserError(
-            f"the data changed since the plan: their fingerprint was {plan.fingerprint}, now it is"
-            f" {prepared.fingerprint}"
-        )
-    return prepared
-
-
-def _cache(plan: Plan) -> Path:
-    return Path(plan.sweep.cache or "")
-
-
-# ---------------------------------------------------------------------------------------------- the registry
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A version in the MLflow model registry, and the trial that it holds."""
-
-    model: str
-    version: str
-    key: str
-
-
-def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
-    """Gives what lies in `best/` to the MLflow registry, unless it is there, with the alias `champion`.
-
-    The alias of a version that was journalled before is left where it is: a rollback may have moved it.
-
-    Returns:
-        What was promoted, with its version, as journalled.
-
-    Raises:
-        UserError: Nothing was promoted yet.
-        TrackingError: MLflow did not take it; called again, this tries again.
-    """
-    promoted, name = journal.record.promoted, plan.sweep.registered_model
-    if promoted is None:
-        raise UserError(
-            f"nothing of the sweep {plan.sweep.name!r} was promoted, so nothing can be registered"
-        )
-    otherwise = f"trial {promoted.key} lies in {layout.best}, but was not registered"
-    with _mlflow(plan, layout, otherwise) as client:
-        versions = [v for v in _versions(client, name) if _is_version_of(v, promoted.key, plan)]
-        if any((name, str(v.version)) == (promoted.registered_model, promoted.version) for v in versions):
-            return promoted
-        if versions:
-            version = versions[-1]
-        else:
-            trial = journal.record.trials[promoted.key]
-            run_id = trial.mlflow_run_id or journal.record.mlflow_run_id
-            if run_id is None:
-                raise TrackingError(f"{otherwise}: neither the trial nor the sweep has a run in MLflow yet")
-            version = _create_version(client, plan, layout, promoted, client.get_run(run_id))
-        client.set_registered_model_alias(name, ALIAS, str(version.version))
-    registered = replace(promoted, registered_model=name, version=str(version.version))
-    journal.append(registered)
-    return registered
-
-
-def rollback(plan: Plan, layout: Layout) -> Registered:
-    """Moves the alias `champion` back to the version before the one that has it.
-
-    `best/` stays as it is: `promote` with that version's trial puts it there.
-
-    Returns:
-        The version that has the alias now.
-
-    Raises:
-        UserError: No version has the alias, or there is none before it.
-        TrackingError: MLflow could not be reached.
-    """
-    name = plan.sweep.registered_model
-    with _mlflow(plan, layout, f"the alias {ALIAS!r} of {name} was not moved") as client:
-        versions = _versions(client, name)
-        present = [v for v in versions if ALIAS in (v.aliases or ())]
-        if not present:
-            raise UserError(f"no version of the registered model {name!r} has the alias {ALIAS!r}")
-        older = [v for v in versions if int(v.version) < int(present[-1].version)]
-        if not older:
-            raise UserError(
-                f"{name!r} has no version before {present[-1].version}, so there is nothing to go back to"
-            )
-        client.set_registered_model_alias(name, ALIAS, str(older[-1].version))
-    return Registered(name, str(older[-1].version), older[-1].tags.get(KEY_TAG, ""))
-
-
-@contextlib.contextmanager
-def _mlflow(plan: Plan, layout: Layout, otherwise: str) -> Iterator[MlflowClient]:
-    """A client; whatever MLflow or an artifact store's library raises becomes a `TrackingError`."""
-    uri = tracking_uri(plan.sweep.tracking.uri, layout.storage)
-    try:
-        yield make_client(uri)
-    except SweepError:
-        raise
-    except Exception as error:
-        reason = printable_uri(f"{type(error).__name__}: {error}")
-        raise TrackingError(f"{otherwise}: MLflow at {printable_uri(uri)} failed ({reason})") from error
-
-
-def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """All versions of a registered model, oldest first; none if there is no such model."""
-    if not client.search_registered_models(f"name = '{name}'"):
-        return []
-    aliases = client.get_registered_model(name).aliases
-    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
-    for version in found:
-        # A search leaves the aliases out.
-        version.aliases = [alias for alias, number in aliases.items() if str(number) == str(version.version)]
-    return found
-
-
-def _is_version_of(version: ModelVersion, key: str, plan: Plan) -> bool:
-    return (version.tags.get(KEY_TAG), version.tags.get(_FINGERPRINT_TAG)) == (key, plan.fingerprint)
-
-
-def _create_version(
-    client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, run: Run
-) -> ModelVersion:
-    """Uploads `best/` as a model of a run, and makes it the newest version of the registered model.
-
-    MLflow's `log_model` would use an address that the whole process shares, and open a run that has ended.
-    """
-    from mlflow.entities import LoggedModelOutput
-
-    name, run_id = plan.sweep.registered_model, run.info.run_id
-    tags = {KEY_TAG: promoted.key, _FINGERPRINT_TAG: plan.fingerprint, TAG + "sweep": plan.sweep.name}
-    for split, metrics in (("validation", promoted.metrics), ("test", promoted.test_metrics)):
-        tags |= {f"{TAG}{split}_{metric}": str(value) for metric, value in metrics.items()}
-    logged = client.create_logged_model(
-        run.info.experiment_id, plan.sweep.name, run_id, tags, dict(run.data.params), plan.sweep.task
-    )
-    with tempfile.TemporaryDirectory(prefix="finetune_sweep-") as folder:
-        local = Path(folder) / "model"
-        _save_for_registry(local, plan, layout.best, run_id, logged.model_id)
-        client.log_model_artifacts(logged.model_id, str(local))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
-    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
-
-
-def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, model_id: str) -> None:
-    """Writes a model in MLflow's own form; given the folder of a checkpoint instead, MLflow 3.17 fails."""
-    import mlflow.transformers
-    from huggingface_hub import ModelCard
-    from mlflow.models import Model
-
-    from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
-
-    parts = {"model": load_as_user(folder, plan), "tokenizer": load_tokenizer(folder)}
-    with quiet_loading():
-        mlflow.transformers.save_model(
-            parts,
-            str(target),
-            task=plan.sweep.task,
-            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
-            model_card=ModelCard.load(folder / card.CARD),
-            signature=_signature(),
-            input_example=TASKS[plan.sweep.task].input_example(),
-            pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
-        )
-
-
-def _signature() -> ModelSignature:
-    """Texts in; a label and its score out."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
-
-    outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
-    return ModelSignature(Schema([ColSpec("string")]), outputs)
-
-
-def _requirement(package: str) -> str:
-    """The version in use; a build such as `+cpu` is not on the index that a server installs from."""
-    return f"{package}=={importlib.metadata.version(package).partition('+')[0]}"

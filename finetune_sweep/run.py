@@ -12,15 +12,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from finetune_sweep import display, promote, report, yamlio
+from finetune_sweep import display, promote, registry, report, yamlio
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.events import SessionEnded
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
+from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan, make_plan, models, remaining
+from finetune_sweep.render import render_result, render_table
 from finetune_sweep.space import Choice, Domain
 from finetune_sweep.spec import Sweep
-from finetune_sweep.tracking import Mirror, printable_uri, tracking_uri
+from finetune_sweep.tracking import Mirror
 
 if TYPE_CHECKING:
     from finetune_sweep.tune.engine import Engine
@@ -109,7 +111,7 @@ def rollback(sweep: Sweep) -> int:
     """
     layout = layout_of(sweep)
     with SweepLock(layout):
-        registered = promote.rollback(make_plan(sweep), layout)
+        registered = registry.rollback(make_plan(sweep), layout)
     display.say(f"{registered.model} version {registered.version} is champion again (trial {registered.key})")
     return 0
 
@@ -284,7 +286,7 @@ def _promote(session: Session, options: promote.Options) -> None:
         return
     session.mirror.flush(_MIRROR_TIMEOUT_S)
     session.on_change()
-    promote.register(session.plan, session.journal, session.layout)
+    registry.register(session.plan, session.journal, session.layout)
 
 
 def _nothing_finished(session: Session) -> str:
@@ -300,10 +302,10 @@ def _failed(session: Session) -> bool:
 def _show_result(session: Session) -> None:
     layout, sweep = session.layout, session.plan.sweep
     view = report.status(session.journal.record, sweep.name, locked=False)
-    display.show(display.render_table(view))
+    display.show(render_table(view))
     places: dict[str, Path | str] = {
         "model": layout.best,
         "journal": layout.journal,
         "MLflow": printable_uri(tracking_uri(sweep.tracking.uri, layout.storage)),
     }
-    display.show(display.render_result(view, places))
+    display.show(render_result(view, places))

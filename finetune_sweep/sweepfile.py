@@ -13,20 +13,15 @@ from typing import Any
 import platformdirs
 from pydantic import BaseModel, ValidationError
 
-from finetune_sweep import spec, yamlio
+from finetune_sweep import settings, spec, yamlio
 from finetune_sweep.complaints import complaints, hint
 from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.layout import parse_storage
-from finetune_sweep.space import (
-    Config,
-    Dimension,
-    Space,
-    check_conditions,
-    endpoints,
-    grid_problems,
-    parse_dimension,
-)
-from finetune_sweep.spec import Sweep, Training
+from finetune_sweep.settings import Training
+from finetune_sweep.space import Config, Dimension, Space, check_conditions, endpoints
+from finetune_sweep.space_cells import grid_problems
+from finetune_sweep.space_parser import parse_dimension
+from finetune_sweep.spec import Sweep
 from finetune_sweep.yamlio import Document, Value
 
 KeyPath = tuple[str | int, ...]
@@ -228,9 +223,7 @@ def _add_dimensions(
     for name, value in mapping.items():
         here = (*path, name)
         if not spec.searchable(name):
-            message = (
-                f"unknown dimension{hint(name, [*spec.setting_names(Training), 'model', 'data.max_length'])}"
-            )
+            message = f"unknown dimension{hint(name, [*settings.setting_names(Training), 'model', 'data.max_length'])}"
             reading.problems.append(document.problem(here, message))
             continue
         try:
@@ -249,7 +242,7 @@ def _typed(name: str, value: Value, base: Path) -> Value:
     """
     if name == "model":
         return _model_paths(value, base)
-    if isinstance(value, dict) and spec.is_fractional(name):
+    if isinstance(value, dict) and settings.is_fractional(name):
         return {k: float(v) if type(v) is int and k in {"low", "high"} else v for k, v in value.items()}
     return value
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_sweep import outlook, plan, spec
+from finetune_sweep import outlook, plan, settings
 from finetune_sweep.errors import UserError
 from finetune_sweep.events import Entry, Failure, TrialEnded, TrialPlanned
-from finetune_sweep.plan import Plan, Trial, make_plan, remaining, work_units
+from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
-from finetune_sweep.spec import Sweep, Training
+from finetune_sweep.settings import Training
+from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.trial import Identity, Trial, work_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +93,7 @@ def test_what_cannot_change_a_result_leaves_the_keys(change: str, write_sweep: W
 
 def test_keys_stay_what_they_are_from_version_to_version() -> None:
     """A change here loses every trial that users have finished: raise `RECIPE_VERSION` if it is meant."""
-    trial = plan.Identity("text-classification", "model", "data", 64, Training(learning_rate=1e-4), 3, 0)
+    trial = Identity("text-classification", "model", "data", 64, Training(learning_rate=1e-4), 3, 0)
 
     assert trial.key() == "bb289f7eaee6169d"
 
@@ -100,7 +102,7 @@ def test_every_field_says_whether_it_enters_the_key() -> None:
     def sections(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield section
         for field in section.model_fields.values():
-            for nested in spec.nested_models(field.annotation):
+            for nested in settings.nested_models(field.annotation):
                 yield from sections(nested)
 
     marks = {
@@ -110,7 +112,9 @@ def test_every_field_says_whether_it_enters_the_key() -> None:
     }
 
     assert len(marks) > 50
-    assert {name for name, mark in marks.items() if mark not in (spec.IN_KEY, spec.NOT_IN_KEY)} == set()
+    assert {
+        name for name, mark in marks.items() if mark not in (settings.IN_KEY, settings.NOT_IN_KEY)
+    } == set()
 
 
 def test_every_field_is_documented() -> None:

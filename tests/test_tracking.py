@@ -31,19 +31,12 @@ from finetune_sweep.events import (
 )
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, Owner
+from finetune_sweep.mlflow_store import PARENT_TAG, make_client
+from finetune_sweep.mlflow_uri import tracking_uri
+from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG
 from finetune_sweep.space import Choice, Dimension, FloatRange, Space
 from finetune_sweep.spec import Data, Metric, Sweep, Tracking
-from finetune_sweep.tracking import (
-    JOURNAL_TAG,
-    KEY_TAG,
-    PARENT_TAG,
-    TAG,
-    Mirror,
-    artifact_location,
-    make_client,
-    printable_uri,
-    tracking_uri,
-)
+from finetune_sweep.tracking import Mirror
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -143,41 +136,6 @@ def everything(layout: Layout) -> dict[str, object]:
         inputs = [given.dataset.digest for given in run.inputs.dataset_inputs] if run.inputs else []
         found[key] = (values, run.data.params, tags, run.info.status, run.info.end_time, inputs)
     return found
-
-
-# -------------------------------------------------------------------------------------------------- addresses
-
-
-def test_a_relative_database_lies_beside_the_storage() -> None:
-    storage = Path("/data/runs")
-    assert tracking_uri("sqlite:///mlflow.db", storage) == "sqlite:////data/mlflow.db"
-    assert tracking_uri("sqlite:////elsewhere/mlflow.db", storage) == "sqlite:////elsewhere/mlflow.db"
-    assert tracking_uri("https://host/mlflow", storage) == "https://host/mlflow"
-    assert artifact_location("sqlite:////data/mlflow.db", storage) == "file:///data/mlartifacts"
-    assert artifact_location("postgresql+psycopg2://host/mlflow", storage) == "file:///data/mlartifacts"
-    assert artifact_location("https://host/mlflow", storage) is None
-
-
-@pytest.mark.parametrize(
-    "secret",
-    [
-        "https://me:s3cr3t@host/mlflow",
-        "https://me:s3c@r3t@host",
-        "https://s3cr3t@host",
-        "postgresql://host/db?user=me&password=s3cr3t&sslmode=require",
-        "MlflowException: request to http://me:s3cr3t@host:5000/api failed",
-    ],
-)
-def test_credentials_are_not_printed(secret: str) -> None:
-    printed = printable_uri(secret)
-    assert "s3c" not in printed
-    assert "r3t" not in printed
-    assert "host" in printed
-
-
-def test_an_address_without_credentials_is_printed_as_it_is() -> None:
-    for uri in ("sqlite:////data/mlflow.db", "http://127.0.0.1:5000", "https://host/path?x=1"):
-        assert printable_uri(uri) == uri
 
 
 # --------------------------------------------------------------------------------------------------- the runs
@@ -459,6 +417,11 @@ def server(folder: Path, port: int, patch: pytest.MonkeyPatch) -> Iterator[None]
 
     for store in ("_tracking_store", "_artifact_repo"):
         patch.setattr(handlers, store, None)
+    # The server gives its address to its whole process, which here is that of the tests.
+    patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+    patch.setattr("mlflow.tracking._model_registry.utils._registry_uri", None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        patch.setenv(name, f"sqlite:///{folder}/mlflow.db")
     listener = make_server("127.0.0.1", port, app, threaded=True)
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

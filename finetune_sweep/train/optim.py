@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from finetune_sweep.spec import Constant, Linear
+from finetune_sweep.settings import Constant, Linear
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from finetune_sweep.spec import LrSchedule, Training
+    from finetune_sweep.settings import LrSchedule, Training
 
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 

@@ -19,10 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from finetune_sweep.errors import SweepError, UserError
 from finetune_sweep.layout import Layout, explained, parse_storage
+from finetune_sweep.mlflow_uri import tracking_uri
 from finetune_sweep.package import SWEEP_FILE, unpack
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tracking import tracking_uri
 
 PACKAGES: Final = (
     "torch",

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _OVERRIDING: Final = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_TALKATIVE: Final = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 _UNAUTHORIZED: Final = frozenset({401, 403})
 _ANSWER_S: Final = 15.0
 _MOST_NODES: Final = 10_000
@@ -59,12 +64,9 @@ class Cluster:
         Raises:
             UserError: If the cluster cannot be reached.
         """
-        try:
-            self._request("/api/version", {})
-        except urllib.error.HTTPError as error:
-            token = _read_token() if error.code in _UNAUTHORIZED else ""
-            return {"Authorization": f"Bearer {token}"} if token else {}
-        return {}
+        code, _ = self._ask("/api/version", {})
+        token = _read_token() if code in _UNAUTHORIZED else ""
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @cached_property
     def jobs(self) -> JobSubmissionClient:
@@ -73,8 +75,8 @@ class Cluster:
             os.environ.pop(name, None)
         from ray.job_submission import JobSubmissionClient
 
-        for module in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         return JobSubmissionClient(self.address, headers=dict(self.headers))
 
     def check_access(self) -> None:
@@ -91,18 +93,20 @@ class Cluster:
         Raises:
             UserError: If it does not, or refuses; says what to do.
         """
-        try:
-            return self._request(path, self.headers)
-        except urllib.error.HTTPError as error:
-            raise UserError(self._refused(error.code, path)) from None
+        code, answer = self._ask(path, self.headers)
+        if answer is None:
+            raise UserError(self._refused(code, path))
+        return answer
 
-    def _request(self, path: str, headers: dict[str, str]) -> Any:  # noqa: ANN401 - JSON
+    def _ask(self, path: str, headers: dict[str, str]) -> tuple[int, Any]:
+        """The HTTP code, and the answer, which is None if it is not 200."""
         request = urllib.request.Request(self.address + path, headers=headers)  # noqa: S310 - http, checked
         try:
             with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:  # noqa: S310 - http, checked
-                return json.load(response)
-        except urllib.error.HTTPError:
-            raise
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code, None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(

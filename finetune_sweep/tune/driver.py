@@ -19,9 +19,10 @@ from finetune_sweep.errors import StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, check_folder, remove_folder
-from finetune_sweep.plan import Plan, Trial, WorkUnit, remaining
+from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.spec import Tpe
+from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
 from finetune_sweep.tune.worker import Assignment, UnitTrainable

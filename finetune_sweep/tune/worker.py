@@ -12,8 +12,6 @@ import socket
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
@@ -31,20 +29,16 @@ from finetune_sweep.events import (
     UnitStarted,
     WorkerInfo,
 )
-from finetune_sweep.layout import Layout, folder_aside
-from finetune_sweep.plan import Plan, Trial, WorkUnit
-from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer
-from finetune_sweep.train import architecture, loop, weights
-from finetune_sweep.train.data import Prepared, encode_split, prepare
+from finetune_sweep.layout import CHANGED_TENSORS, Layout, folder_aside
+from finetune_sweep.plan import Plan
+from finetune_sweep.train import loop
+from finetune_sweep.train.state import Evaluation, LoopState
+from finetune_sweep.trial import Trial, WorkUnit
+from finetune_sweep.tune.loaded import Loaded
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Encoded
-
-CHANGED_TENSORS: Final = "changed.safetensors"
 _TRACEBACK_CHARACTERS: Final = 8000
 
 
@@ -153,7 +147,7 @@ class _UnitRun:
     def _open(self, trial: Trial) -> bool:
         return trial.key not in self.ended
 
-    def _evaluated(self, evaluation: loop.Evaluation) -> Evaluated:
+    def _evaluated(self, evaluation: Evaluation) -> Evaluated:
         unit = self.assignment.unit
         fields = {
             f.name: getattr(evaluation, f.name)
@@ -164,7 +158,7 @@ class _UnitRun:
             unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields
         )
 
-    def _note(self, evaluation: loop.Evaluation, state: loop.LoopState) -> _Best:
+    def _note(self, evaluation: Evaluation, state: LoopState) -> _Best:
         """Keeps the tensors of the evaluation if it is the one that counts so far; ties go to the earliest."""
         score = evaluation.metrics[self.plan.sweep.metric.name]
         last = self.plan.sweep.metric.epoch == "last"
@@ -176,7 +170,7 @@ class _UnitRun:
     def _better(self, score: float, than: float) -> bool:
         return score > than if self.plan.mode == "max" else score < than
 
-    def _end(self, trial: Trial, evaluation: loop.Evaluation, best: _Best) -> TrialEnded:
+    def _end(self, trial: Trial, evaluation: Evaluation, best: _Best) -> TrialEnded:
         self.ended.add(trial.key)
         bar = self.assignment.bar
         worth_keeping = bar is None or not self._better(bar, best.score)
@@ -228,91 +222,3 @@ def worker_info(plan: Plan) -> WorkerInfo:
         cuda_visible_devices=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         node=ray.get_runtime_context().get_node_id()[:8] if ray.is_initialized() else "",
     )
-
-
-# --------------------------------------------------------------------------- what a process loads only once
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """A model as it was pretrained, and what it takes to make it so again."""
-
-    folder: Path
-    model: PreTrainedModel
-    new_parameters: tuple[str, ...]
-    tensors: Mapping[str, Tensor]
-    arch: architecture.Architecture
-    pad_token_id: int
-
-    def restore(self) -> PreTrainedModel:
-        """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
-        self.model.load_state_dict(self.tensors)
-        return self.model
-
-
-class Loaded:
-    """What a process keeps from one work unit to the next: the data, the encoded splits, the last model."""
-
-    def __init__(self, plan: Plan) -> None:
-        """Loads nothing yet."""
-        self._plan = plan
-        self._cache = Path(plan.sweep.cache or "")
-        self._task = TASKS[plan.sweep.task]
-        self._pretrained: Pretrained | None = None
-        self._encoded: dict[tuple[str, Path, int], Encoded] = {}
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        """The cleaned data.
-
-        Raises:
-            TrialError: If it is no longer what the plan was made from.
-        """
-        prepared = prepare(self._plan.sweep.data, self._task, Path(), self._cache)
-        if prepared.fingerprint != self._plan.fingerprint:
-            raise TrialError(
-                f"the data changed since the plan: its fingerprint was {self._plan.fingerprint},"
-                f" now it is {prepared.fingerprint}"
-            )
-        return prepared
-
-    def pretrained(self, model: str) -> Pretrained:
-        """A model with the task's head. Only the last one that was asked for stays in memory."""
-        folder = weights.locate(model, Path(), self._cache)
-        if self._pretrained is None or self._pretrained.folder != folder:
-            self._pretrained = None
-            built, new_parameters = self._task.build_model(folder, self.prepared.classes)
-            tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
-            arch = architecture.describe(weights.read_config(folder))
-            pad = load_tokenizer(folder).pad_token_id
-            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
-        return self._pretrained
-
-    def encoded(self, split: str, folder: Path, max_length: int) -> Encoded:
-        """A split in the tokens of a model."""
-        name = (split, folder, max_length)
-        if name not in self._encoded:
-            self._encoded[name] = encode_split(
-                self.prepared, split, self._task, folder, max_length, self._cache
-            )
-        return self._encoded[name]
-
-    def job(self, trial: Trial) -> tuple[loop.Job, loop.LoopState]:
-        """A trial, ready for `loop.fit`."""
-        pretrained = self.pretrained(trial.model)
-        job = loop.Job(
-            task=self._task,
-            train=self.encoded("train", pretrained.folder, trial.max_length),
-            validation=self.encoded("validation", pretrained.folder, trial.max_length),
-            classes=self.prepared.classes,
-            settings=trial.training,
-            depth=trial.depth,
-            seed=trial.seed,
-            device=self._plan.device,
-            precision="bf16" if trial.training.precision == "bf16" else "fp32",
-            metric=self._plan.sweep.metric.name,
-            mode=self._plan.mode,
-            pad_token_id=pretrained.pad_token_id,
-            arch=pretrained.arch,
-        )
-        return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)

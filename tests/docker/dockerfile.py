@@ -28,7 +28,9 @@ class Instruction:
 
 def read(file: Path) -> list[Instruction]:
     """The instructions of a Dockerfile, in its order."""
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line for line in file.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")
+    ]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [_instruction(line) for line in joined.splitlines() if line.strip()]
 

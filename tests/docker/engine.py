@@ -255,7 +255,9 @@ def _wait_until_healthy(container: Container) -> None:
     until = time.monotonic() + _HEALTHY_WITHIN_S
     while time.monotonic() < until:
         code = container.process.poll()
-        assert code is None, f"{container.service.name}: exit code {code}\n{container.log.read_text()[-4000:]}"
+        assert code is None, (
+            f"{container.service.name}: exit code {code}\n{container.log.read_text()[-4000:]}"
+        )
         if container.is_healthy():
             return
         time.sleep(1)

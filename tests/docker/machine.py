@@ -23,7 +23,19 @@ _ETC: Final = (
     *("login.defs", "nsswitch.conf", "resolv.conf", "mime.types"),
     *("ld.so.conf", "ld.so.conf.d", "ssl", "alternatives"),
 )
-_FOLDERS: Final = ("dev", "proc", "sys", "run", "tmp", "root", "home", "opt", "var/tmp", "usr/local/bin", "usr/local/lib")
+_FOLDERS: Final = (
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "tmp",
+    "root",
+    "home",
+    "opt",
+    "var/tmp",
+    "usr/local/bin",
+    "usr/local/lib",
+)
 # What `init: true` is: it reaps what others leave behind, and passes SIGTERM on.
 _INIT: Final = """\
 cd "$1"; shift
@@ -83,7 +95,9 @@ def make_base(root: Path) -> None:
             shutil.copy2(source, root / "etc" / name)
     for name in ("passwd", "group"):
         lines = Path("/etc", name).read_text(encoding="utf-8").splitlines(keepends=True)
-        system = [line for line in lines if not 1000 <= int(line.split(":")[2]) < 65534]  # no people in an image
+        system = [
+            line for line in lines if not 1000 <= int(line.split(":")[2]) < 65534
+        ]  # no people in an image
         (root / "etc" / name).write_text("".join(system), encoding="utf-8")
     _copy_python(Path(sys.base_prefix), root / "usr/local")
 
@@ -115,7 +129,9 @@ def start(box: Box, command: Sequence[str], output: IO[str], folder: str = "/") 
     )
 
 
-def execute(box: Box, process: subprocess.Popen[str], command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def execute(
+    box: Box, process: subprocess.Popen[str], command: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
     """Runs a command beside one that runs, as `docker exec` does."""
     inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
     if not inside:
@@ -169,7 +185,9 @@ def _mount_script(box: Box) -> str:
         f"mount -t tmpfs -o mode=1777,size={box.shm_size} tmpfs {root}/dev/shm",
         f"mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmpfs {root}/tmp",
         *(_bind(bind, _merged(box)) for bind in box.binds),
-        "" if box.is_built else "until ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.05; done",
+        ""
+        if box.is_built
+        else "until ip -4 addr show dev eth0 2>/dev/null | grep -q inet; do sleep 0.05; done",
     ]
     return "\n".join(line for line in lines if line)
 
@@ -207,7 +225,9 @@ class Network:
         while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
             time.sleep(0.01)
         peer = f"type veth peer name eth0 netns {process.pid}"
-        self._inside(self._holder.pid, f"ip link add box{index} {peer}; ip link set box{index} master bridge up")
+        self._inside(
+            self._holder.pid, f"ip link add box{index} {peer}; ip link set box{index} master bridge up"
+        )
         self._inside(process.pid, "ip link set lo up; ip link set eth0 up")
         self._inside(process.pid, f"ip addr add {address}/24 dev eth0; ip route add default dev eth0")
 
@@ -234,5 +254,7 @@ def index_settings() -> tuple[dict[str, str], tuple[Bind, ...]]:
         settings[f"PIP_{name.upper().replace('-', '_')}"] = value.replace("\\n", "\n")
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     words = " ".join(settings.values()).replace("file://", "").split()
-    folders = (Path(word) for word in words if word.startswith("/"))
-    return settings | proxies, tuple(Bind(folder, str(folder), read_only=True) for folder in folders if folder.is_dir())
+    paths = (Path(word) for word in words if word.startswith("/"))
+    # An index links to files beside it.
+    folders = {path.parent if path.name == "simple" else path for path in paths if path.is_dir()}
+    return settings | proxies, tuple(Bind(folder, str(folder), read_only=True) for folder in sorted(folders))

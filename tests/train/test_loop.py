@@ -1,122 +1,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    PreTrainedModel,
-)
 
-from finetune_sweep.errors import StorageError, TrialError
-from finetune_sweep.spec import EarlyStopping, Training
-from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Ragged
+from finetune_sweep.errors import TrialError
+from finetune_sweep.settings import EarlyStopping, Training
+from finetune_sweep.tasks.contract import Batch, Encoded, Mode
 from finetune_sweep.tasks.text_classification import TextClassification
-from finetune_sweep.train.architecture import describe
-from finetune_sweep.train.loop import (
-    Evaluation,
-    Job,
-    LoopState,
-    derive_seed,
-    evaluate,
-    fit,
-    is_out_of_memory,
-    start,
-    stops_early,
-)
+from finetune_sweep.train.loop import evaluate, fit, is_out_of_memory, start, stops_early
+from finetune_sweep.train.state import LoopState, derive_seed
+from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for, split, trained
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedModel
 
-NEW = ("classifier.bias", "classifier.weight")
+pytestmark = pytest.mark.usefixtures("one_thread")
 ONLY_IN_VALIDATION = 39
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def bert(dropout: float = 0.1) -> BertForSequenceClassification:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=16,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    return BertForSequenceClassification(config)
-
-
-def gpt2() -> GPT2ForSequenceClassification:
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=40,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        n_positions=16,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return GPT2ForSequenceClassification(config)
-
-
-def split(rows: int, seed: int, extra: Sequence[int] = ()) -> Encoded:
-    """Texts of 3 to 12 tokens; the class is whether the first token is in the upper half."""
-    rng = np.random.default_rng(seed)
-    texts = [[*rng.integers(3, 39, size=rng.integers(3, 13)).tolist(), *extra] for _ in range(rows)]
-    labels = np.array([text[0] > 20 for text in texts], dtype=np.int64)
-    return Encoded({"input_ids": Ragged.of(texts), "labels": labels})
-
-
-def job_for(model: PreTrainedModel, settings: Training | None = None) -> Job:
-    return Job(
-        task=TextClassification(),
-        train=split(20, seed=1),
-        validation=split(9, seed=2),
-        classes=("low", "high"),
-        settings=settings or Training(learning_rate=1e-2, batch_size=8, epochs=2),
-        depth=0,
-        seed=0,
-        device="cpu",
-        precision="fp32",
-        metric="accuracy",
-        mode="max",
-        pad_token_id=0,
-        arch=describe(model.config.to_dict()),
-    )
-
-
-def trained(job: Job, model: PreTrainedModel) -> tuple[list[Evaluation], dict[str, Tensor]]:
-    new = NEW if "bert" in model.config.model_type else ("score.weight",)
-    evaluations = list(fit(job, start(job, model, new)))
-    return evaluations, {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_same_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 # ------------------------------------------------------------------------------------- what a run yields
@@ -253,96 +161,6 @@ def test_the_seed_and_dropout_do_matter(change: str) -> None:
     model = bert(dropout=0.1 if change == "seed" else 0.2)
     others, _ = trained(replace(job_for(model), seed=int(change == "seed")), model)
     assert evaluations[0].train_loss != others[0].train_loss
-
-
-def test_derived_seeds_are_fixed_and_differ_by_purpose() -> None:
-    assert derive_seed(0, "order", 1) == derive_seed(0, "order", 1)
-    seeds = {derive_seed(seed, purpose, 1, 2) for seed in range(3) for purpose in ("order", "dropout")}
-    assert len(seeds) == 6
-    assert derive_seed(0, "order", 12) != derive_seed(0, "order", 1, 2)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derive_seed(7, "head") == 788131736095291270
-
-
-# --------------------------------------------------------------------------------------------- resuming
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("after", [1, 2])
-def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, after: int, tmp_path: Path) -> None:
-    settings = Training.model_validate(
-        {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, "optimizer": optimizer, "lr_schedule": "linear"}
-    )
-    model = bert()
-    job = replace(job_for(model, settings), depth=1)
-    whole = trained(job, model)
-
-    interrupted = start(job, bert(), NEW)
-    run = fit(job, interrupted)
-    snapshot = [(next(run), interrupted.state_dict())[1] for _ in range(after)][-1]
-    next(run, None)
-    save_file(dict(snapshot.tensors), tmp_path / "snapshot.safetensors")
-    torch.rand(5)
-
-    model = bert()
-    resumed = start(job, model, NEW)
-    resumed.load_state_dict(replace(snapshot, tensors=load_file(tmp_path / "snapshot.safetensors")))
-    rest = list(fit(job, resumed))
-    assert rest == whole[0][after:]
-    assert resumed.history == whole[0]
-    assert_same_weights(model.state_dict(), whole[1])
-
-
-def test_a_resumed_run_remembers_early_stopping() -> None:
-    stopping = EarlyStopping(patience=2, monitor="loss", min_delta=100.0)
-    settings = Training(learning_rate=1e-2, batch_size=8, epochs=9, early_stopping=stopping)
-    model = bert()
-    job = job_for(model, settings)
-    whole, _ = trained(job, model)
-    assert [e.stopped for e in whole] == [False, False, True]
-
-    interrupted = start(job, bert(), NEW)
-    next(fit(job, interrupted))
-    resumed = start(job, bert(), NEW)
-    resumed.load_state_dict(interrupted.state_dict())
-    assert list(fit(job, resumed)) == whole[1:]
-    finished = start(job, bert(), NEW)
-    finished.load_state_dict(resumed.state_dict())
-    assert list(fit(job, finished)) == []
-
-
-def test_a_snapshot_holds_what_training_changes_and_nothing_else() -> None:
-    model = bert()
-    job = replace(job_for(model), depth=2)
-    state = start(job, model, NEW)
-    list(fit(job, state))
-    trained_names = {"bert.pooler.dense.weight", "bert.pooler.dense.bias", *NEW}
-    expected = {f"model.{name}" for name in trained_names}
-    expected |= {
-        f"optimizer.{slot}.{name}" for slot in ("step", "exp_avg", "exp_avg_sq") for name in trained_names
-    }
-    assert set(state.state_dict().tensors) == expected
-
-
-def test_a_snapshot_is_not_moved_by_further_training() -> None:
-    model = bert()
-    job = job_for(model)
-    state = start(job, model, NEW)
-    run = fit(job, state)
-    next(run)
-    snapshot = state.state_dict()
-    copies = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
-    next(run)
-    assert_same_weights(dict(snapshot.tensors), copies)
-    assert len(snapshot.history) == 1
-
-
-def test_a_snapshot_of_another_depth_is_refused() -> None:
-    model = bert()
-    job = job_for(model)
-    snapshot = start(job, model, NEW).state_dict()
-    with pytest.raises(StorageError, match=r"holds other tensors .* such as bert\.embeddings"):
-        start(replace(job, depth=1), bert(), NEW).load_state_dict(snapshot)
 
 
 # --------------------------------------------------------------------------- freezing, precision, memory

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_sweep.spec import Constant, Linear, Training
+from finetune_sweep.settings import Constant, Linear, Training
 from finetune_sweep.train.optim import build_optimizer, learning_rate, set_learning_rate
 
 

@@ -1,238 +1,46 @@
-"""Promotion of a tiny BERT that a real work unit trained: what ends up in `best/`, and what never does."""
+"""Promotion: what ends up in `best/`, and what never does."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
-import multiprocessing
 import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep import card, promote, yamlio
-from finetune_sweep.errors import StorageError, TrackingError, UserError, VerificationError
-from finetune_sweep.events import Event, Promoted, TestIntended, TestRead, Tracked, TrialEnded
-from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, SweepLock, check_folder, folder_aside
-from finetune_sweep.plan import Plan, make_plan
-from finetune_sweep.promote import Found, Options
+from finetune_sweep import assembly, card, promote
+from finetune_sweep.assembly import Found
+from finetune_sweep.errors import StorageError, UserError, VerificationError
+from finetune_sweep.events import Promoted, TestIntended, TestRead, TrialEnded
+from finetune_sweep.journal import read
+from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder, folder_aside
+from finetune_sweep.promote import Options
 from finetune_sweep.record import TrialRecord, replay
-from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tracking import KEY_TAG, TAG, artifact_location, make_client, tracking_uri
-from finetune_sweep.tune.worker import CHANGED_TENSORS, Assignment, Loaded, run_unit
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-SWEEP = """
-name: tiny
-task: text-classification
-model: ./model
-data:
-  {data}
-  max_length: 16
-space: {{learning_rate: [3e-3, 1e-2], epochs: [1, 2]}}
-metric: {{name: loss}}
-training: {{freeze_depth: 1, batch_size: 4}}
-storage: ./runs
-cache: ./cache
-tracking: {{uri: "{uri}", registered_model: tiny classifier}}
-"""
-NAMES = ("ann", "bob", "eve", "dan", "mia")
-THINGS = ("film", "book", "song", "play", "game", "poem")
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "##s", "saw", "the", *NAMES, *THINGS]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A sweep whose trials are all finished."""
-
-    plan: Plan
-    layout: Layout
-
-
-@dataclass(frozen=True)
-class Opened:
-    """The same, held by this process."""
-
-    plan: Plan
-    layout: Layout
-    journal: Journal
-
-    def promote(self, fresh: promote.Fresh, options: Options | None = None) -> Promoted:
-        return promote.promote(self.plan, self.journal, self.layout, fresh, options)
-
-    @property
-    def ranking(self) -> list[TrialRecord]:
-        return self.journal.record.ranking()
-
-    @property
-    def events(self) -> list[Event]:
-        return [entry.event for entry in self.journal.entries]
-
-    def results(self) -> Any:  # noqa: ANN401 - JSON
-        return json.loads((self.layout.best / card.RESULTS).read_text())
-
-    def card(self) -> str:
-        return (self.layout.best / card.CARD).read_text()
-
-
-def here(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    return function(*args, **kwargs)
-
-
-def never(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:  # noqa: ARG001 - as `Fresh`
-    pytest.fail(f"{function} was called")
-
-
-def stop_at(number: int) -> promote.Fresh:
-    """Runs functions in this process, until the user presses Ctrl-C at the one with this number."""
-    calls = 0
-
-    def fresh(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise KeyboardInterrupt
-        return function(*args, **kwargs)
-
-    return fresh
-
-
-def save_model(folder: Path) -> None:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=32,
-    )
-    BertModel(config).save_pretrained(folder)
-    vocabulary = {word: place for place, word in enumerate(WORDS)}
-    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - no password
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, **special)  # type: ignore[no-untyped-call]
-    tokenizer.save_pretrained(folder)
-
-
-def save_rows(file: Path, labels: tuple[str, str] = ("bad", "good")) -> None:
-    """Writes 60 different texts, half of each label."""
-    rows = [
-        (f"{name} saw the {word} {thing}s", labels[word == "good"])
-        for name in NAMES
-        for thing in THINGS
-        for word in ("bad", "good")
-    ]
-    with file.open("w", newline="") as stream:
-        csv.writer(stream).writerows([("text", "label"), *rows])
-
-
-def train(folder: Path, data: str, uri: str = "sqlite:///mlflow.db") -> Trained:
-    """Trains a sweep as the driver does, in this process."""
-    save_model(folder / "model")
-    save_rows(folder / "rows.csv")
-    (folder / "tiny.yaml").write_text(SWEEP.format(data=data, uri=uri))
-    sweep = load_sweep(folder / "tiny.yaml")
-    plan = make_plan(sweep)
-    layout = Layout(Path(sweep.storage or ""), sweep.name)
-    torch.set_num_threads(1)
-    loaded = Loaded(plan)
-    with hold(Trained(plan, layout)) as held:
-        layout.resolved.write_text(yamlio.dump({"name": sweep.name}))
-        held.journal.append(*plan.events())
-        for unit in plan.units:
-            for events in run_unit(Assignment(unit), plan, layout, loaded):
-                held.journal.append(*events)
-    return Trained(plan, layout)
-
-
-@contextlib.contextmanager
-def hold(trained: Trained) -> Iterator[Opened]:
-    with SweepLock(trained.layout) as lock:
-        journal = Journal(trained.layout, lock.owner)
-        try:
-            yield Opened(trained.plan, trained.layout, journal)
-        finally:
-            journal.close()
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(
-        tmp_path_factory.mktemp("template"), "source: ./rows.csv\n  split: {validation: 0.2, test: 0.2}"
-    )
-
-
-@pytest.fixture
-def trained(template: Trained, tmp_path: Path) -> Trained:
-    layout = Layout(tmp_path / "runs", template.layout.sweep)
-    shutil.copytree(template.layout.root, layout.root)
-    return Trained(template.plan, layout)
-
-
-@pytest.fixture
-def sweep(trained: Trained) -> Iterator[Opened]:
-    with hold(trained) as held:
-        yield held
-
-
-@pytest.fixture(scope="module")
-def promoted_template(template: Trained, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The best trial promoted, with the work done in another process."""
-    layout = Layout(tmp_path_factory.mktemp("promoted") / "runs", template.layout.sweep)
-    shutil.copytree(template.layout.root, layout.root)
-
-    def in_the_pool(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        return pool.submit(function, *args, **kwargs).result()
-
-    spawn = multiprocessing.get_context("spawn")
-    with hold(Trained(template.plan, layout)) as held, ProcessPoolExecutor(1, spawn) as pool:
-        held.promote(
-            in_the_pool, Options(command="finetune-sweep run tiny.yaml --tracking-uri http://me:pw@host")
-        )
-    return Trained(template.plan, layout)
-
-
-@pytest.fixture
-def promoted(promoted_template: Trained, tmp_path: Path) -> Iterator[Opened]:
-    layout = Layout(tmp_path / "promoted" / "runs", promoted_template.layout.sweep)
-    shutil.copytree(promoted_template.layout.root, layout.root)
-    with hold(Trained(promoted_template.plan, layout)) as held:
-        yield held
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
+from tests.promotion.finished_sweep import (
+    WORDS,
+    Opened,
+    P,
+    R,
+    Trained,
+    here,
+    hold,
+    never,
+    save_rows,
+    stop_at,
+    train,
+    tree,
+)
 
 # ------------------------------------------------------------------------------------------- what is promoted
 
@@ -358,7 +166,7 @@ def test_a_dry_run_verifies_and_keeps_nothing(sweep: Opened) -> None:
 
     would = sweep.promote(counting, Options(dry_run=True))
     assert would == Promoted(sweep.ranking[0].key, sweep.ranking[0].metrics, {}, "tiny classifier", "")
-    assert calls == [promote.assemble, promote.evaluate_folder]
+    assert calls == [assembly.assemble, assembly.evaluate_folder]
     assert tree(sweep.layout.root) == before
     assert [path.name for path in sweep.layout.root.glob(".best*")] == []
 
@@ -480,12 +288,12 @@ def test_a_folder_without_its_class_names_or_weights_is_refused(promoted: Opened
     config = json.loads((best / "config.json").read_text())
     (best / "config.json").write_text(json.dumps({**config, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
     with pytest.raises(VerificationError, match=r"should have the classes \('bad', 'good'\)"):
-        promote.load_as_user(best, promoted.plan)
+        assembly.load_as_user(best, promoted.plan)
     tensors = load_file(best / "model.safetensors")
     del tensors["classifier.weight"]
     save_file(tensors, best / "model.safetensors", {"format": "pt"})
     with pytest.raises(VerificationError, match=r"missing_keys.*classifier\.weight"):
-        promote.load_as_user(best, promoted.plan)
+        assembly.load_as_user(best, promoted.plan)
 
 
 # --------------------------------------------------------------------------------------------- the test split
@@ -594,109 +402,3 @@ def test_a_kill_between_the_two_renames_is_mended(promoted: Opened) -> None:
     promoted.layout.best.rename(promoted.layout.root / ".best.old")
     assert promoted.promote(never) == promoted.journal.record.promoted
     assert tree(promoted.layout.best) == before
-
-
-# ------------------------------------------------------------------------------------------------ the registry
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    database = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    make_client(f"sqlite:///{database}").search_experiments()
-    return database
-
-
-def client_of(opened: Opened) -> Any:  # noqa: ANN401 - an MlflowClient, whose annotations differ from what it returns
-    return make_client(tracking_uri(opened.plan.sweep.tracking.uri, opened.layout.storage))
-
-
-@pytest.fixture
-def tracked(promoted: Opened, migrated: Path) -> Opened:
-    """The promoted sweep with a run of its best trial and one of the sweep, as the mirror makes them."""
-    shutil.copy(migrated, promoted.layout.storage.parent / "mlflow.db")
-    client = client_of(promoted)
-    uri = tracking_uri(promoted.plan.sweep.tracking.uri, promoted.layout.storage)
-    experiment = client.create_experiment("tiny", artifact_location(uri, promoted.layout.storage))
-    for key in ("", promoted.ranking[0].key):
-        run = client.create_run(experiment)
-        client.set_terminated(run.info.run_id)
-        promoted.journal.append(Tracked(key, run.info.run_id))
-    return promoted
-
-
-def register(opened: Opened) -> Promoted:
-    return promote.register(opened.plan, opened.journal, opened.layout)
-
-
-def test_the_registered_version_serves(tracked: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
-    key = tracked.ranking[0].key
-    registered = register(tracked)
-    assert tracked.journal.record.promoted == registered == replace(registered, key=key, version="1")
-
-    client = client_of(tracked)
-    version = client.get_model_version_by_alias("tiny classifier", "champion")
-    assert (str(version.version), version.run_id) == ("1", tracked.ranking[0].mlflow_run_id)
-    assert version.tags[KEY_TAG] == key
-    assert version.tags[TAG + "fingerprint"] == tracked.plan.fingerprint
-    assert version.tags[TAG + "test_loss"] == str(registered.test_metrics["loss"])
-    assert client.get_run(version.run_id).info.status == "FINISHED"
-
-    monkeypatch.setenv(
-        "MLFLOW_TRACKING_URI", tracking_uri(tracked.plan.sweep.tracking.uri, tracked.layout.storage)
-    )
-    served = mlflow.pyfunc.load_model("models:/tiny classifier@champion")
-    assert served.metadata.signature is not None
-    answer = cast("Any", served.predict(served.input_example))
-    assert list(answer.columns) == ["label", "score"]
-    assert answer["label"][0] in tracked.plan.classes
-
-
-def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Opened) -> None:
-    first, second = (trial.key for trial in tracked.ranking[:2])
-    register(tracked)
-    assert register(tracked).version == "1"
-    with pytest.raises(UserError, match="has no version before 1"):
-        promote.rollback(tracked.plan, tracked.layout)
-
-    tracked.promote(here, Options(key=second))
-    assert tracked.journal.record.trials[second].mlflow_run_id is None
-    assert register(tracked).version == "2"
-    assert promote.rollback(tracked.plan, tracked.layout) == promote.Registered("tiny classifier", "1", first)
-    register(tracked)
-    client = client_of(tracked)
-    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "1"
-    assert len(client.search_model_versions("name = 'tiny classifier'")) == 2
-
-    tracked.promote(here, Options(key=first))
-    assert register(tracked).version == "1"
-    tracked.journal.append(replace(cast("Promoted", tracked.journal.record.promoted), key=second, version=""))
-    assert register(tracked).version == "2"
-    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
-
-
-def test_rolling_back_without_a_champion_is_refused(tracked: Opened) -> None:
-    with pytest.raises(UserError, match="no version of the registered model 'tiny classifier' has the alias"):
-        promote.rollback(tracked.plan, tracked.layout)
-
-
-def test_mlflow_away_leaves_best_in_place(promoted: Opened) -> None:
-    before, events = tree(promoted.layout.best), len(promoted.events)
-    with pytest.raises(
-        TrackingError, match="but was not registered: neither the trial nor the sweep has a run"
-    ):
-        register(promoted)
-    away = promoted.plan.sweep.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
-    plan = replace(promoted.plan, sweep=promoted.plan.sweep.model_copy(update={"tracking": away}))
-    with pytest.raises(
-        TrackingError, match=r"lies in .* but was not registered: MLflow at .* failed"
-    ) as raised:
-        promote.register(plan, promoted.journal, promoted.layout)
-    assert "secret" not in str(raised.value)
-    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
-
-
-def test_nothing_promoted_cannot_be_registered(sweep: Opened) -> None:
-    with pytest.raises(UserError, match="nothing of the sweep 'tiny' was promoted"):
-        register(sweep)

@@ -1,0 +1,132 @@
+"""A trial's model as a folder of its own: put together, and evaluated as whoever loads it will have it.
+
+Both run in fresh processes, so that nothing but the folder decides what the second one finds.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_sweep import card
+from finetune_sweep.errors import StorageError, VerificationError
+from finetune_sweep.events import Metrics
+from finetune_sweep.layout import CHANGED_TENSORS, explained
+from finetune_sweep.plan import Plan
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
+from finetune_sweep.trial import Trial
+from finetune_sweep.tune.loaded import Loaded, planned_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Found:
+    """The metrics of a checkpoint that was loaded from its folder, and what it was evaluated on."""
+
+    metrics: Metrics
+    host: str
+    device: str
+    hardware: Mapping[str, str | int]
+
+
+def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
+    """Fills a folder with the complete model of a trial and its tokenizer, as transformers stores them.
+
+    Args:
+        target: The folder, which exists.
+        plan: The sweep; its trials are not looked at.
+        trial: What was trained.
+        checkpoint: The folder with the tensors that training has changed.
+
+    Raises:
+        StorageError: The checkpoint is not one of this model at this depth, or the disk refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from finetune_sweep.train import layers
+
+    pretrained = Loaded(plan).pretrained(trial.model)
+    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.depth)
+    try:
+        stored = load_file(checkpoint / CHANGED_TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{checkpoint / CHANGED_TENSORS} cannot be read: {error}") from None
+    shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, stored)]
+    odd = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
+    odd |= set(pretrained.new_parameters) - live.keys()
+    if odd:
+        raise StorageError(
+            f"{checkpoint} holds other tensors than training changes; {len(odd)} differ, as {min(odd)}"
+        )
+    for name, tensor in live.items():
+        tensor.copy_(stored[name])
+    with explained(target), quiet_loading():
+        pretrained.model.save_pretrained(target)
+        load_tokenizer(pretrained.folder).save_pretrained(target)
+
+
+def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads: int) -> Found:
+    """Evaluates a complete model from its folder alone, with the settings of its training's evaluations.
+
+    Args:
+        folder: What `from_pretrained` loads: weights, class names, tokenizer.
+        plan: The sweep; its trials are not looked at.
+        trial: Says where inputs are cut, and the precision.
+        split: `validation` or `test`.
+        threads: That torch computes with.
+
+    Raises:
+        UserError: The data are no longer those of the plan.
+        VerificationError: Weights or class names are missing.
+    """
+    import torch
+
+    from finetune_sweep.train import hardware, loop
+
+    torch.set_num_threads(threads)
+    task = TASKS[plan.sweep.task]
+    model = load_as_user(folder, plan)
+    tokenizer = load_tokenizer(folder)
+    rows = planned_data(plan).splits[split]
+    predictions = loop.evaluate(
+        model.to(plan.device),  # type: ignore[arg-type]  # transformers types only torch.device
+        task,
+        task.encode(rows, tokenizer, plan.classes, trial.max_length),
+        device=plan.device,
+        precision="bf16" if trial.training.precision == "bf16" else "fp32",
+        pad_token_id=int(tokenizer.pad_token_id),
+    )
+    metrics = task.score(predictions, plan.classes)
+    return Found(metrics, socket.gethostname(), plan.device, hardware.describe())
+
+
+def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
+    """Loads a complete model with nothing but its folder.
+
+    Raises:
+        VerificationError: Weights or class names are missing.
+    """
+    import transformers
+
+    auto = getattr(transformers, card.AUTO_MODELS[plan.sweep.task])
+    with quiet_loading():
+        model: PreTrainedModel
+        model, info = auto.from_pretrained(
+            str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    wrong = {reason: names for reason, names in info.items() if names}
+    if wrong:
+        raise VerificationError(f"{folder} is not loaded as it was stored: {wrong}")
+    classes = tuple((model.config.id2label or {}).values())
+    if classes != plan.classes:
+        raise VerificationError(
+            f"{folder} should have the classes {plan.classes}, but its config has {classes}"
+        )
+    return model

@@ -1,0 +1,196 @@
+"""The MLflow model registry: what lies in `best/` becomes a version of it, and the alias `champion` moves."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from finetune_sweep import card
+from finetune_sweep.assembly import load_as_user
+from finetune_sweep.errors import SweepError, TrackingError, UserError
+from finetune_sweep.events import Promoted
+from finetune_sweep.journal import Journal
+from finetune_sweep.layout import Layout
+from finetune_sweep.mlflow_store import make_client
+from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
+from finetune_sweep.plan import Plan
+from finetune_sweep.snapshot import KEY_TAG, TAG
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
+
+ALIAS: Final = "champion"
+"""The alias of the promoted version in the registry."""
+_FINGERPRINT_TAG: Final = TAG + "fingerprint"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the MLflow model registry, and the trial that it holds."""
+
+    model: str
+    version: str
+    key: str
+
+
+def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
+    """Gives what lies in `best/` to the MLflow registry, unless it is there, with the alias `champion`.
+
+    The alias of a version that was journalled before is left where it is: a rollback may have moved it.
+
+    Returns:
+        What was promoted, with its version, as journalled.
+
+    Raises:
+        UserError: Nothing was promoted yet.
+        TrackingError: MLflow did not take it; called again, this tries again.
+    """
+    promoted, name = journal.record.promoted, plan.sweep.registered_model
+    if promoted is None:
+        raise UserError(
+            f"nothing of the sweep {plan.sweep.name!r} was promoted, so nothing can be registered"
+        )
+    otherwise = f"trial {promoted.key} lies in {layout.best}, but was not registered"
+    with _mlflow(plan, layout, otherwise) as client:
+        versions = [v for v in _versions(client, name) if _is_version_of(v, promoted.key, plan)]
+        if any((name, str(v.version)) == (promoted.registered_model, promoted.version) for v in versions):
+            return promoted
+        if versions:
+            version = versions[-1]
+        else:
+            trial = journal.record.trials[promoted.key]
+            run_id = trial.mlflow_run_id or journal.record.mlflow_run_id
+            if run_id is None:
+                raise TrackingError(f"{otherwise}: neither the trial nor the sweep has a run in MLflow yet")
+            version = _create_version(client, plan, layout, promoted, client.get_run(run_id))
+        client.set_registered_model_alias(name, ALIAS, str(version.version))
+    registered = replace(promoted, registered_model=name, version=str(version.version))
+    journal.append(registered)
+    return registered
+
+
+def rollback(plan: Plan, layout: Layout) -> Registered:
+    """Moves the alias `champion` back to the version before the one that has it.
+
+    `best/` stays as it is: `promote` with that version's trial puts it there.
+
+    Returns:
+        The version that has the alias now.
+
+    Raises:
+        UserError: No version has the alias, or there is none before it.
+        TrackingError: MLflow could not be reached.
+    """
+    name = plan.sweep.registered_model
+    with _mlflow(plan, layout, f"the alias {ALIAS!r} of {name} was not moved") as client:
+        versions = _versions(client, name)
+        present = [v for v in versions if ALIAS in (v.aliases or ())]
+        if not present:
+            raise UserError(f"no version of the registered model {name!r} has the alias {ALIAS!r}")
+        older = [v for v in versions if int(v.version) < int(present[-1].version)]
+        if not older:
+            raise UserError(
+                f"{name!r} has no version before {present[-1].version}, so there is nothing to go back to"
+            )
+        client.set_registered_model_alias(name, ALIAS, str(older[-1].version))
+    return Registered(name, str(older[-1].version), older[-1].tags.get(KEY_TAG, ""))
+
+
+@contextlib.contextmanager
+def _mlflow(plan: Plan, layout: Layout, otherwise: str) -> Iterator[MlflowClient]:
+    """A client; whatever MLflow or an artifact store's library raises becomes a `TrackingError`."""
+    uri = tracking_uri(plan.sweep.tracking.uri, layout.storage)
+    try:
+        yield make_client(uri)
+    except SweepError:
+        raise
+    except Exception as error:
+        reason = printable_uri(f"{type(error).__name__}: {error}")
+        raise TrackingError(f"{otherwise}: MLflow at {printable_uri(uri)} failed ({reason})") from error
+
+
+def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """All versions of a registered model, oldest first; none if there is no such model."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        return []
+    aliases = client.get_registered_model(name).aliases
+    found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    for version in found:
+        # A search leaves the aliases out.
+        version.aliases = [alias for alias, number in aliases.items() if str(number) == str(version.version)]
+    return found
+
+
+def _is_version_of(version: ModelVersion, key: str, plan: Plan) -> bool:
+    return (version.tags.get(KEY_TAG), version.tags.get(_FINGERPRINT_TAG)) == (key, plan.fingerprint)
+
+
+def _create_version(
+    client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, run: Run
+) -> ModelVersion:
+    """Uploads `best/` as a model of a run, and makes it the newest version of the registered model.
+
+    MLflow's `log_model` would use an address that the whole process shares, and open a run that has ended.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    name, run_id = plan.sweep.registered_model, run.info.run_id
+    tags = {KEY_TAG: promoted.key, _FINGERPRINT_TAG: plan.fingerprint, TAG + "sweep": plan.sweep.name}
+    for split, metrics in (("validation", promoted.metrics), ("test", promoted.test_metrics)):
+        tags |= {f"{TAG}{split}_{metric}": str(value) for metric, value in metrics.items()}
+    logged = client.create_logged_model(
+        run.info.experiment_id, plan.sweep.name, run_id, tags, dict(run.data.params), plan.sweep.task
+    )
+    with tempfile.TemporaryDirectory(prefix="finetune_sweep-") as folder:
+        local = Path(folder) / "model"
+        _save_for_registry(local, plan, layout.best, run_id, logged.model_id)
+        client.log_model_artifacts(logged.model_id, str(local))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    return client.create_model_version(name, logged.artifact_location, run_id, tags, model_id=logged.model_id)
+
+
+def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, model_id: str) -> None:
+    """Writes a model in MLflow's own form; given the folder of a checkpoint instead, MLflow 3.17 fails."""
+    import mlflow.transformers
+    from huggingface_hub import ModelCard
+    from mlflow.models import Model
+
+    parts = {"model": load_as_user(folder, plan), "tokenizer": load_tokenizer(folder)}
+    with quiet_loading():
+        mlflow.transformers.save_model(
+            parts,
+            str(target),
+            task=plan.sweep.task,
+            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            model_card=ModelCard.load(folder / card.CARD),
+            signature=_signature(),
+            input_example=TASKS[plan.sweep.task].input_example(),
+            pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
+        )
+
+
+def _signature() -> ModelSignature:
+    """Texts in; a label and its score out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, Schema
+
+    outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    return ModelSignature(Schema([ColSpec("string")]), outputs)
+
+
+def _requirement(package: str) -> str:
+    """The version in use; a build such as `+cpu` is not on the index that a server installs from."""
+    return f"{package}=={importlib.metadata.version(package).partition('+')[0]}"

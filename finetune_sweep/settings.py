@@ -1,0 +1,170 @@
+"""The settings of a training: what can be fixed in a sweep file, or searched.
+
+Here too is what every section of a sweep file is made of: frozen models that know no other keys and convert nothing,
+whose fields are marked, where they are defined, as entering the trial's key or not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+RECIPE_VERSION: Final = 1
+"""Raised when a default changes or a setting means something else; adding a setting leaves it."""
+
+
+IN_KEY: Final[JsonDict] = {"enters_key": True}
+NOT_IN_KEY: Final[JsonDict] = {"enters_key": False}
+_PERCENT = re.compile(r"(100|[1-9]?[0-9])%")
+
+
+class Model(BaseModel):
+    """Base of all sections: frozen, strict, no unknown keys, documented by the text under each field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+
+def _check_depth(value: object) -> object:
+    """Accepts a count of blocks, `embeddings`, `all` or a percentage."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    is_word = isinstance(value, str) and (value in {"embeddings", "all"} or _PERCENT.fullmatch(value))
+    if not (is_count or is_word):
+        raise ValueError(
+            f"must be a number of blocks from 0, 'embeddings', 'all' or a percentage such as '50%', got {value!r}"
+        )
+    return value
+
+
+def by_type(value: object) -> object:
+    """Lets `linear` stand for `{type: linear}`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+FreezeDepth = Annotated[int | str, BeforeValidator(_check_depth)]
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class Constant(Model):
+    """The same learning rate throughout, after a warmup. Trials that differ only in `epochs` share their training."""
+
+    type: Literal["constant"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+
+
+class Linear(Model):
+    """A linear rise over the warmup, then a linear fall to 0 at the last step (Devlin et al. 2019)."""
+
+    type: Literal["linear"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """The same as a fraction of all steps; `warmup_steps` and `warmup_ratio` exclude each other."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Linear:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"give warmup_steps or warmup_ratio, not both, got {self.warmup_steps} and {self.warmup_ratio}"
+            )
+        return self
+
+
+LrSchedule = Annotated[Annotated[Constant | Linear, Field(discriminator="type")], BeforeValidator(by_type)]
+
+
+class EarlyStopping(Model):
+    """Ends a training when the validation result has not improved for a while."""
+
+    patience: int = Field(ge=1, json_schema_extra=IN_KEY)
+    """Evaluations without an improvement after which the training ends."""
+    min_delta: float = Field(0.0, ge=0, json_schema_extra=IN_KEY)
+    """The least change that counts as an improvement."""
+    monitor: Literal["loss", "metric"] = Field("loss", json_schema_extra=IN_KEY)
+    """What is watched: the validation loss, or the sweep's metric."""
+
+
+class Training(Model):
+    """How a model is fine-tuned. Each setting can be fixed here or be a dimension of the space."""
+
+    learning_rate: float = Field(3e-5, gt=0, lt=10, json_schema_extra=IN_KEY)
+    """The peak learning rate."""
+    batch_size: int = Field(16, ge=1, le=65536, json_schema_extra=IN_KEY)
+    """Examples per optimizer step (the effective batch, whatever fits into memory at once)."""
+    epochs: int = Field(3, ge=1, le=10000, json_schema_extra=IN_KEY)
+    """Passes over the training data."""
+    freeze_depth: FreezeDepth = Field(0, json_schema_extra=IN_KEY)
+    """What stays as pretrained: 0 nothing, `embeddings`, k the embeddings and the first k blocks, `50%` half of
+    the blocks (rounded down), `all` everything but what follows the blocks."""
+    weight_decay: float = Field(0.01, ge=0, le=10, json_schema_extra=IN_KEY)
+    """Decoupled weight decay; biases and norms are left out."""
+    max_grad_norm: float = Field(1.0, ge=0, json_schema_extra=IN_KEY)
+    """The gradient's norm is clipped to this; 0 turns clipping off."""
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", json_schema_extra=IN_KEY)
+    """`adamw` (Loshchilov & Hutter 2019) or `sgd` without momentum."""
+    lr_schedule: LrSchedule = Field(Constant(type="constant"), json_schema_extra=IN_KEY)
+    """How the learning rate moves over the steps."""
+    early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
+    """When to end before the last epoch; `null` for never."""
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", json_schema_extra=IN_KEY)
+    """`auto` is bf16 where the hardware has it natively, else fp32; the resolved one enters the key."""
+    gradient_accumulation_steps: int = Field(1, ge=1, le=65536, json_schema_extra=NOT_IN_KEY)
+    """Parts in which a batch is computed, to save memory. The effective batch stays `batch_size`."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Training:
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}) must not exceed"
+                f" batch_size ({self.batch_size})"
+            )
+        return self
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of all settings of a section, nested ones dotted, in the order of their definition."""
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        for nested in nested_models(field.annotation):
+            names += [n for n in setting_names(nested, f"{prefix}{name}.") if n not in names]
+    return names
+
+
+def leaf_names(model: type[BaseModel]) -> list[str]:
+    """Names of the settings of a section that are values, not sections."""
+    names = setting_names(model)
+    return [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+
+
+def is_fractional(name: str) -> bool:
+    """Whether a setting is a number with a fraction, so that a range from 0 to 1 means what lies between."""
+    sections: list[type[BaseModel]] = [Training]
+    *parents, last = name.split(".")
+    for parent in parents:
+        sections = [
+            nested
+            for section in sections
+            if parent in section.model_fields
+            for nested in nested_models(section.model_fields[parent].annotation)
+        ]
+    return any(
+        last in section.model_fields and section.model_fields[last].annotation is float
+        for section in sections
+    )
+
+
+def nested_models(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - a type expression has no narrower type
+    """The sections that a field may hold: one, the members of a union, or none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in nested_models(part)]

@@ -1,0 +1,127 @@
+"""What a process loads once for a plan: the data, the encoded splits, the pretrained model. It knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_sweep.errors import TrialError, UserError
+from finetune_sweep.plan import Plan
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import load_tokenizer
+from finetune_sweep.train import architecture, weights
+from finetune_sweep.train.data import Prepared, encode_split, prepare
+from finetune_sweep.train.state import Job, LoopState
+from finetune_sweep.trial import Trial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from finetune_sweep.tasks.contract import Encoded
+
+
+def planned_data(plan: Plan) -> Prepared:
+    """The cleaned data that a plan was made from.
+
+    Raises:
+        UserError: They cannot be read any more, or are others now.
+    """
+    prepared = prepare(plan.sweep.data, TASKS[plan.sweep.task], Path(), _cache(plan))
+    if prepared.fingerprint != plan.fingerprint:
+        raise UserError(
+            f"the data changed since the plan: their fingerprint was {plan.fingerprint}, now it is"
+            f" {prepared.fingerprint}"
+        )
+    return prepared
+
+
+def _cache(plan: Plan) -> Path:
+    return Path(plan.sweep.cache or "")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model as it was pretrained, and what it takes to make it so again."""
+
+    folder: Path
+    model: PreTrainedModel
+    new_parameters: tuple[str, ...]
+    tensors: Mapping[str, Tensor]
+    arch: architecture.Architecture
+    pad_token_id: int
+
+    def restore(self) -> PreTrainedModel:
+        """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
+        self.model.load_state_dict(self.tensors)
+        return self.model
+
+
+class Loaded:
+    """What a process keeps from one work unit to the next: the data, the encoded splits, the last model."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Loads nothing yet."""
+        self._plan = plan
+        self._cache = _cache(plan)
+        self._task = TASKS[plan.sweep.task]
+        self._pretrained: Pretrained | None = None
+        self._encoded: dict[tuple[str, Path, int], Encoded] = {}
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The cleaned data.
+
+        Raises:
+            TrialError: If they are no longer what the plan was made from.
+        """
+        try:
+            return planned_data(self._plan)
+        except UserError as error:
+            raise TrialError(str(error)) from error
+
+    def pretrained(self, model: str) -> Pretrained:
+        """A model with the task's head. Only the last one that was asked for stays in memory."""
+        folder = weights.locate(model, Path(), self._cache)
+        if self._pretrained is None or self._pretrained.folder != folder:
+            self._pretrained = None
+            built, new_parameters = self._task.build_model(folder, self._plan.classes)
+            tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
+            arch = architecture.describe(weights.read_config(folder))
+            pad = load_tokenizer(folder).pad_token_id
+            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
+        return self._pretrained
+
+    def encoded(self, split: str, folder: Path, max_length: int) -> Encoded:
+        """A split in the tokens of a model."""
+        name = (split, folder, max_length)
+        if name not in self._encoded:
+            self._encoded[name] = encode_split(
+                self.prepared, split, self._task, folder, max_length, self._cache
+            )
+        return self._encoded[name]
+
+    def job(self, trial: Trial) -> tuple[Job, LoopState]:
+        """A trial, ready for `loop.fit`."""
+        from finetune_sweep.train import loop
+
+        pretrained = self.pretrained(trial.model)
+        job = Job(
+            task=self._task,
+            train=self.encoded("train", pretrained.folder, trial.max_length),
+            validation=self.encoded("validation", pretrained.folder, trial.max_length),
+            classes=self._plan.classes,
+            settings=trial.training,
+            depth=trial.depth,
+            seed=trial.seed,
+            device=self._plan.device,
+            precision="bf16" if trial.training.precision == "bf16" else "fp32",
+            metric=self._plan.sweep.metric.name,
+            mode=self._plan.mode,
+            pad_token_id=pretrained.pad_token_id,
+            arch=pretrained.arch,
+        )
+        return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)

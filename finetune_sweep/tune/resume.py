@@ -1,0 +1,124 @@
+"""Checkpoints in the middle of a training, from which an interrupted work unit goes on as if it had not been.
+
+They are written at evaluations, when the training since the last one took `PAYS` times as long as writing does, so
+that they cost a few per cent at most. A kill then loses the epoch that it fell into, or what was too short to matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from safetensors.torch import load_file, save_file
+
+from finetune_sweep.errors import StorageError
+from finetune_sweep.layout import Layout, check_folder, folder_aside, remove_folder
+from finetune_sweep.train.state import Evaluation, Snapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PAYS: Final = 30.0
+"""Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
+_FIRST_WRITE_S: Final = 0.3
+_STATE: Final = "state.json"
+_TENSORS: Final = "state.safetensors"
+_BEST: Final = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The tensors of the evaluation that counts so far, on the CPU, by their names in the model's `state_dict`."""
+
+    score: float
+    epoch: int
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a work unit needs to go on after its last stored evaluation."""
+
+    snapshot: Snapshot
+    best: Best
+
+
+class Checkpoints:
+    """The checkpoints of one work unit: when to write one, where, and which is the newest that is whole."""
+
+    def __init__(self, layout: Layout, unit: str) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            layout: Of the sweep.
+            unit: The name of the work unit.
+        """
+        self._folder = layout.trial(unit)
+        self._write_s = _FIRST_WRITE_S
+        self._last = time.monotonic()
+
+    def newest(self) -> Resumed | None:
+        """The newest checkpoint that is whole; a damaged one is passed over for the one before it."""
+        for folder in reversed(self._present()):
+            try:
+                check_folder(folder)
+                return _read(folder)
+            except (StorageError, OSError, ValueError, KeyError, TypeError):
+                remove_folder(folder)
+        return None
+
+    def is_due(self) -> bool:
+        """Whether enough was trained since the last checkpoint."""
+        return time.monotonic() - self._last >= PAYS * self._write_s
+
+    def write(self, snapshot: Snapshot, best: Best) -> None:
+        """Stores where a training stands, and keeps the checkpoint before it.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        started = time.monotonic()
+        target = self._folder / f"resume-{snapshot.epoch:04d}"
+        with folder_aside(target) as aside:
+            save_file(dict(snapshot.tensors), aside / _TENSORS)
+            save_file({name: tensor.contiguous() for name, tensor in best.tensors.items()}, aside / _BEST)
+            (aside / _STATE).write_text(json.dumps(_state(snapshot, best)), encoding="utf-8")
+        for folder in self._present()[:-2]:
+            remove_folder(folder)
+        self._last = time.monotonic()
+        self._write_s = self._last - started
+
+    def clear(self) -> None:
+        """Deletes all of them: the unit has its results."""
+        for folder in self._present():
+            remove_folder(folder)
+
+    def _present(self) -> list[Path]:
+        return sorted(self._folder.glob("resume-*"))
+
+
+def _state(snapshot: Snapshot, best: Best) -> dict[str, object]:
+    return {
+        "epoch": snapshot.epoch,
+        "step": snapshot.step,
+        "micro_batch": snapshot.micro_batch,
+        "history": [dataclasses.asdict(evaluation) for evaluation in snapshot.history],
+        "best": {"score": best.score, "epoch": best.epoch},
+    }
+
+
+def _read(folder: Path) -> Resumed:
+    state = json.loads((folder / _STATE).read_bytes())
+    snapshot = Snapshot(
+        tensors=load_file(folder / _TENSORS),
+        epoch=state["epoch"],
+        step=state["step"],
+        micro_batch=state["micro_batch"],
+        history=tuple(Evaluation(**evaluation) for evaluation in state["history"]),
+    )
+    return Resumed(snapshot, Best(**state["best"], tensors=load_file(folder / _BEST)))

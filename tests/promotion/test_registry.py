@@ -1,0 +1,124 @@
+"""The MLflow registry: which version of a model has the alias, and what it serves."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from finetune_sweep import registry
+from finetune_sweep.errors import TrackingError, UserError
+from finetune_sweep.events import Promoted, Tracked
+from finetune_sweep.mlflow_store import make_client
+from finetune_sweep.mlflow_uri import artifact_location, tracking_uri
+from finetune_sweep.promote import Options
+from finetune_sweep.snapshot import KEY_TAG, TAG
+from tests.promotion.finished_sweep import Opened, here, tree
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    database = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    make_client(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+def client_of(opened: Opened) -> Any:  # noqa: ANN401 - an MlflowClient, whose annotations differ from what it returns
+    return make_client(tracking_uri(opened.plan.sweep.tracking.uri, opened.layout.storage))
+
+
+@pytest.fixture
+def tracked(promoted: Opened, migrated: Path) -> Opened:
+    """The promoted sweep with a run of its best trial and one of the sweep, as the mirror makes them."""
+    shutil.copy(migrated, promoted.layout.storage.parent / "mlflow.db")
+    client = client_of(promoted)
+    uri = tracking_uri(promoted.plan.sweep.tracking.uri, promoted.layout.storage)
+    experiment = client.create_experiment("tiny", artifact_location(uri, promoted.layout.storage))
+    for key in ("", promoted.ranking[0].key):
+        run = client.create_run(experiment)
+        client.set_terminated(run.info.run_id)
+        promoted.journal.append(Tracked(key, run.info.run_id))
+    return promoted
+
+
+def register(opened: Opened) -> Promoted:
+    return registry.register(opened.plan, opened.journal, opened.layout)
+
+
+def test_the_registered_version_serves(tracked: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    key = tracked.ranking[0].key
+    registered = register(tracked)
+    assert tracked.journal.record.promoted == registered == replace(registered, key=key, version="1")
+
+    client = client_of(tracked)
+    version = client.get_model_version_by_alias("tiny classifier", "champion")
+    assert (str(version.version), version.run_id) == ("1", tracked.ranking[0].mlflow_run_id)
+    assert version.tags[KEY_TAG] == key
+    assert version.tags[TAG + "fingerprint"] == tracked.plan.fingerprint
+    assert version.tags[TAG + "test_loss"] == str(registered.test_metrics["loss"])
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", tracking_uri(tracked.plan.sweep.tracking.uri, tracked.layout.storage)
+    )
+    served = mlflow.pyfunc.load_model("models:/tiny classifier@champion")
+    assert served.metadata.signature is not None
+    answer = cast("Any", served.predict(served.input_example))
+    assert list(answer.columns) == ["label", "score"]
+    assert answer["label"][0] in tracked.plan.classes
+
+
+def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Opened) -> None:
+    first, second = (trial.key for trial in tracked.ranking[:2])
+    register(tracked)
+    assert register(tracked).version == "1"
+    with pytest.raises(UserError, match="has no version before 1"):
+        registry.rollback(tracked.plan, tracked.layout)
+
+    tracked.promote(here, Options(key=second))
+    assert tracked.journal.record.trials[second].mlflow_run_id is None
+    assert register(tracked).version == "2"
+    assert registry.rollback(tracked.plan, tracked.layout) == registry.Registered(
+        "tiny classifier", "1", first
+    )
+    register(tracked)
+    client = client_of(tracked)
+    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "1"
+    assert len(client.search_model_versions("name = 'tiny classifier'")) == 2
+
+    tracked.promote(here, Options(key=first))
+    assert register(tracked).version == "1"
+    tracked.journal.append(replace(cast("Promoted", tracked.journal.record.promoted), key=second, version=""))
+    assert register(tracked).version == "2"
+    assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
+
+
+def test_rolling_back_without_a_champion_is_refused(tracked: Opened) -> None:
+    with pytest.raises(UserError, match="no version of the registered model 'tiny classifier' has the alias"):
+        registry.rollback(tracked.plan, tracked.layout)
+
+
+def test_mlflow_away_leaves_best_in_place(promoted: Opened) -> None:
+    before, events = tree(promoted.layout.best), len(promoted.events)
+    with pytest.raises(
+        TrackingError, match="but was not registered: neither the trial nor the sweep has a run"
+    ):
+        register(promoted)
+    away = promoted.plan.sweep.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
+    plan = replace(promoted.plan, sweep=promoted.plan.sweep.model_copy(update={"tracking": away}))
+    with pytest.raises(
+        TrackingError, match=r"lies in .* but was not registered: MLflow at .* failed"
+    ) as raised:
+        registry.register(plan, promoted.journal, promoted.layout)
+    assert "secret" not in str(raised.value)
+    assert (tree(promoted.layout.best), len(promoted.events)) == (before, events)
+
+
+def test_nothing_promoted_cannot_be_registered(sweep: Opened) -> None:
+    with pytest.raises(UserError, match="nothing of the sweep 'tiny' was promoted"):
+        register(sweep)
