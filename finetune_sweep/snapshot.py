@@ -281,7 +281,7 @@ class View:
             **{f"search.{name}": value for name, value in search.items()},
             "space": "; ".join(map(_dimension, sweep.space.dimensions)),
             "seed": sweep.seed,
-            "precision": plan.precision,
+            "precision": plan.precision if sweep.training.precision == "auto" else sweep.training.precision,
             "device": plan.device,
         }
         return {name: _text(value) for name, value in values.items()}

@@ -9,8 +9,8 @@ import pytest
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.plan import check
-from finetune_sweep.space import Choice, FloatRange
 from finetune_sweep.settings import Constant
+from finetune_sweep.space import Choice, FloatRange
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep, training_of
 

@@ -172,10 +172,13 @@ class Driver:
                 remove_folder(self.layout.root / checkpoint)
 
     def _remove_orphans(self) -> None:
-        """Deletes checkpoints that a killed run left behind and no trial refers to."""
-        known = {trial.checkpoint for trial in self.journal.record.trials.values()}
+        """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
+        trials = self.journal.record.trials
+        known = {trial.checkpoint for trial in trials.values()}
         for folder in (self.layout.root / "trials").glob("*/*"):
-            if str(folder.relative_to(self.layout.root)) not in known:
+            trial = trials.get(folder.parent.name)
+            is_for_resuming = folder.name.startswith("resume-") and trial is not None and not trial.done
+            if not is_for_resuming and str(folder.relative_to(self.layout.root)) not in known:
                 remove_folder(folder)
 
     def _has_checkpoint(self, trial: TrialRecord) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
@@ -115,16 +118,17 @@ class Engine:
             "logging_level": logging.ERROR,
             "runtime_env": environment,
         }
-        if self._address is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
-        else:
-            try:
-                ray.init(address=self._address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise UserError(
-                    f"--address {self._address}: no Ray cluster could be joined: {error}"
-                ) from error
+        with _sigterm_kept():
+            if self._address is None:
+                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+                ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+            else:
+                try:
+                    ray.init(address=self._address, **quiet)
+                except (ConnectionError, RuntimeError, ValueError) as error:
+                    raise UserError(
+                        f"--address {self._address}: no Ray cluster could be joined: {error}"
+                    ) from error
         self._is_started = True
         _protect_token()
 
@@ -134,6 +138,17 @@ class Engine:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         slots = count_slots(nodes, self._resources)
         return min(slots, self._max_concurrent or slots)
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Leaves SIGTERM to who has it: `ray.init` makes it end the process, before the journal is told why."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def count_slots(nodes: Sequence[Mapping[str, float]], resources: Resources) -> int:

@@ -10,13 +10,14 @@ import dataclasses
 import os
 import socket
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import ray
 import torch
 from ray import tune
+from safetensors.torch import save_file
 
 from finetune_sweep.errors import StorageError, TrialError
 from finetune_sweep.events import (
@@ -35,9 +36,7 @@ from finetune_sweep.train import loop
 from finetune_sweep.train.state import Evaluation, LoopState
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.loaded import Loaded
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from finetune_sweep.tune.resume import Best, Checkpoints
 
 _TRACEBACK_CHARACTERS: Final = 8000
 
@@ -105,16 +104,6 @@ def run_unit(
 
 
 @dataclass
-class _Best:
-    """The best evaluation of a trajectory so far, with the tensors that belong to it."""
-
-    score: float
-    epoch: int
-    tensors: Mapping[str, Tensor]
-    written: bool = False
-
-
-@dataclass
 class _UnitRun:
     """One unit while it is trained."""
 
@@ -122,27 +111,38 @@ class _UnitRun:
     plan: Plan
     layout: Layout
     loaded: Loaded
-    best: _Best | None = None
+    best: Best | None = None
+    written: str = ""
+    history: list[Evaluation] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
-    epochs_done: int = 0
 
     def events(self) -> Iterator[tuple[Event, ...]]:
-        trials = self.assignment.unit.trials
-        job, state = self.loaded.job(trials[-1])
+        """Trains from the newest checkpoint, or from the start; what was evaluated before is told again."""
+        job, state = self.loaded.job(self.assignment.unit.trials[-1])
+        checkpoints = Checkpoints(self.layout, self.assignment.unit.name)
+        resumed = checkpoints.newest()
+        if resumed is not None:
+            state.load_state_dict(resumed.snapshot)
+            self.best = resumed.best
+            for evaluation in resumed.snapshot.history:
+                yield self._tell(evaluation)
         for evaluation in loop.fit(job, state):
-            self.epochs_done = evaluation.epoch
             best = self._note(evaluation, state)
-            reached = [
-                t for t in trials if t.epochs == evaluation.epoch or (evaluation.stopped and self._open(t))
-            ]
-            if self.assignment.rebuild is None:
-                yield (
-                    self._evaluated(evaluation),
-                    *(self._end(trial, evaluation, best) for trial in reached),
-                )
-            elif reached:
-                yield (CheckpointWritten(self.assignment.rebuild, self._write(best)),)
-                return
+            yield self._tell(evaluation)
+            if evaluation.epoch < job.settings.epochs and not evaluation.stopped and checkpoints.is_due():
+                checkpoints.write(state.state_dict(), best)
+        checkpoints.clear()
+
+    def _tell(self, evaluation: Evaluation) -> tuple[Event, ...]:
+        """An evaluation, and the ends of the trials that it completes."""
+        self.history.append(evaluation)
+        trials = self.assignment.unit.trials
+        reached = [
+            t for t in trials if t.epochs == evaluation.epoch or (evaluation.stopped and self._open(t))
+        ]
+        if self.assignment.rebuild is None:
+            return (self._evaluated(evaluation), *(self._end(trial, evaluation) for trial in reached))
+        return (CheckpointWritten(self.assignment.rebuild, self._write()),) if reached else ()
 
     def _open(self, trial: Trial) -> bool:
         return trial.key not in self.ended
@@ -158,46 +158,59 @@ class _UnitRun:
             unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields
         )
 
-    def _note(self, evaluation: Evaluation, state: LoopState) -> _Best:
+    def _note(self, evaluation: Evaluation, state: LoopState) -> Best:
         """Keeps the tensors of the evaluation if it is the one that counts so far; ties go to the earliest."""
         score = evaluation.metrics[self.plan.sweep.metric.name]
-        last = self.plan.sweep.metric.epoch == "last"
-        if self.best is None or last or self._better(score, self.best.score):
+        if self.best is None or self._counts_last or self._better(score, self.best.score):
             copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.changed.items()}
-            self.best = _Best(score, evaluation.epoch, copies)
+            self.best = Best(score, evaluation.epoch, copies)
         return self.best
+
+    @property
+    def _counts_last(self) -> bool:
+        return self.plan.sweep.metric.epoch == "last"
 
     def _better(self, score: float, than: float) -> bool:
         return score > than if self.plan.mode == "max" else score < than
 
-    def _end(self, trial: Trial, evaluation: Evaluation, best: _Best) -> TrialEnded:
+    def _counting(self) -> Evaluation:
+        """The evaluation that counts among those so far."""
+        if self._counts_last:
+            return self.history[-1]
+        counting = self.history[0]
+        for evaluation in self.history[1:]:
+            score, than = (e.metrics[self.plan.sweep.metric.name] for e in (evaluation, counting))
+            counting = evaluation if self._better(score, than) else counting
+        return counting
+
+    def _end(self, trial: Trial, evaluation: Evaluation) -> TrialEnded:
         self.ended.add(trial.key)
-        bar = self.assignment.bar
-        worth_keeping = bar is None or not self._better(bar, best.score)
+        counting, bar = self._counting(), self.assignment.bar
+        score = counting.metrics[self.plan.sweep.metric.name]
+        # After a resume, the tensors of an earlier best epoch are gone: then the trial has no checkpoint for now.
+        is_held = self.best is not None and self.best.epoch == counting.epoch
+        is_worth_keeping = bar is None or not self._better(bar, score)
         return TrialEnded(
             key=trial.key,
             state="finished",
             epochs_done=evaluation.epoch,
-            best_epoch=best.epoch,
-            score=best.score,
-            stopped_early_at=evaluation.epoch
-            if evaluation.stopped and evaluation.epoch < trial.epochs
-            else None,
-            checkpoint=self._write(best) if worth_keeping else None,
+            best_epoch=counting.epoch,
+            score=score,
+            stopped_early_at=evaluation.epoch if evaluation.epoch < trial.epochs else None,
+            checkpoint=self._write() if is_held and is_worth_keeping else None,
         )
 
-    def _write(self, best: _Best) -> str:
+    def _write(self) -> str:
         """Stores the tensors of the best epoch, once; the path is relative to the sweep's folder."""
-        from safetensors.torch import save_file
-
-        target = self.layout.checkpoint(self.assignment.unit.name, best.epoch)
-        if not best.written:
+        if self.best is None:
+            raise TrialError("there is no evaluation whose tensors could be stored")
+        target = self.layout.checkpoint(self.assignment.unit.name, self.best.epoch)
+        path = str(target.relative_to(self.layout.root))
+        if path != self.written:
             with folder_aside(target) as folder:
-                save_file(
-                    {name: t.contiguous() for name, t in best.tensors.items()}, folder / CHANGED_TENSORS
-                )
-            best.written = True
-        return str(target.relative_to(self.layout.root))
+                save_file({n: t.contiguous() for n, t in self.best.tensors.items()}, folder / CHANGED_TENSORS)
+            self.written = path
+        return path
 
     def end_open(self, failure: Failure) -> tuple[Event, ...]:
         """The end of the trials that have no result: they share the failure."""
@@ -208,7 +221,7 @@ class _UnitRun:
                 f"the checkpoint of {self.assignment.rebuild} cannot be made again: {failure.message}"
             )
         return tuple(
-            TrialEnded(trial.key, state, epochs_done=self.epochs_done, failure=failure) for trial in trials
+            TrialEnded(trial.key, state, epochs_done=len(self.history), failure=failure) for trial in trials
         )
 
 

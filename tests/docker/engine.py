@@ -231,9 +231,12 @@ class Engine:
         hosts = self._state / "hosts"
         lines = ["127.0.0.1 localhost"] + [f"{ip} {name}" for name, ip in self._network.addresses.items()]
         hosts.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        resolver = self._state / "resolv.conf"
+        resolver.write_text("nameserver 127.0.0.1\n", encoding="utf-8")  # refuses at once: names are in `hosts`
         secrets = [Bind(file.resolve(), target, read_only=True) for file, target in service.secrets.items()]
         volumes = [Bind(self._source(mount), mount.target, mount.read_only) for mount in service.mounts]
-        return Bind(hosts, "/etc/hosts", read_only=True), *volumes, *secrets
+        names = (Bind(hosts, "/etc/hosts", read_only=True), Bind(resolver, "/etc/resolv.conf", read_only=True))
+        return *names, *volumes, *secrets
 
     def _source(self, mount: Mount) -> Path:
         """A folder of the host, or a volume; an empty volume takes its owner from the image."""

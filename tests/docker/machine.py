@@ -120,7 +120,7 @@ def start(box: Box, command: Sequence[str], output: IO[str], folder: str = "/") 
     inside = ["/bin/bash", "-c", _INIT, "init", folder, *command]
     enter = f"{_mount_script(box)}\nexec chroot {shlex.quote(str(_merged(box)))} {shlex.join(_as_user(box, inside))}"
     return subprocess.Popen(
-        ["unshare", *private, "bash", "-euc", enter],
+        ["/usr/bin/unshare", *private, "bash", "-euc", enter],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -136,7 +136,7 @@ def execute(
     inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
     if not inside:
         return subprocess.CompletedProcess(command, 125, "", "it does not run")
-    enter = ["nsenter", f"--target={inside[0]}", "--mount", "--pid", "--net", "--ipc", "--root", "--wd"]
+    enter = ["/usr/bin/nsenter", f"--target={inside[0]}", "--mount", "--pid", "--net", "--ipc", "--root", "--wd"]
     return subprocess.run(
         [*enter, *_as_user(box, command)], env={"PATH": PATH}, text=True, capture_output=True, check=False
     )
@@ -182,8 +182,8 @@ def _mount_script(box: Box) -> str:
         f"mount --bind {side} {root}/usr/local",
         "" if box.is_built else f"mount -o remount,bind,ro {root}/usr/local; mount -o remount,ro {root}",
         f"mount -t proc proc {root}/proc; mount --rbind /sys {root}/sys; mount --rbind /dev {root}/dev",
-        f"mount -t tmpfs -o mode=1777,size={box.shm_size} tmpfs {root}/dev/shm",
-        f"mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmpfs {root}/tmp",
+        f"mount -t tmpfs -o mode=1777,size={box.shm_size} tmpfs {root}/dev/shm",  # noqa: S108 - in the box
+        f"mount -t tmpfs -o mode=1777,noexec,nosuid,nodev tmpfs {root}/tmp",  # noqa: S108 - in the box
         *(_bind(bind, _merged(box)) for bind in box.binds),
         ""
         if box.is_built
@@ -210,7 +210,7 @@ class Network:
     def __init__(self) -> None:
         """Makes the bridge; a process holds it until `close`."""
         self.addresses: dict[str, str] = {}
-        self._holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+        self._holder = subprocess.Popen(["/usr/bin/unshare", "--net", "sleep", "infinity"])
         while Path(f"/proc/{self._holder.pid}/comm").read_text(encoding="ascii").strip() != "sleep":
             time.sleep(0.01)
         self._inside(self._holder.pid, "ip link add bridge type bridge; ip link set bridge up")
@@ -222,7 +222,7 @@ class Network:
     def attach(self, process: subprocess.Popen[str], name: str) -> None:
         """Puts a box that waits for its network onto the bridge."""
         address, index = self.name(name), self.name(name).rpartition(".")[2]
-        while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
+        while Path(f"/proc/{process.pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink():
             time.sleep(0.01)
         peer = f"type veth peer name eth0 netns {process.pid}"
         self._inside(
@@ -238,7 +238,7 @@ class Network:
 
     @staticmethod
     def _inside(pid: int, script: str) -> None:
-        subprocess.run(["nsenter", f"--target={pid}", "--net", "sh", "-ec", script], check=True)
+        subprocess.run(["/usr/bin/nsenter", f"--target={pid}", "--net", "sh", "-ec", script], check=True)
 
 
 def index_settings() -> tuple[dict[str, str], tuple[Bind, ...]]:

@@ -1,0 +1,170 @@
+"""A work unit in this process: what it tells, what it stores, and how it goes on after a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors.torch import load_file
+
+from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnded, UnitStarted
+from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
+from finetune_sweep.plan import Plan, make_plan
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tune import resume
+from finetune_sweep.tune.loaded import Loaded
+from finetune_sweep.tune.worker import Assignment, run_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.conftest import WriteSweep
+
+SPACE = "{learning_rate: [1e-2], epochs: [2, 3, 5]}"
+
+
+@pytest.fixture
+def plan(write_sweep: WriteSweep) -> Plan:
+    return make_plan(load_sweep(write_sweep(space=SPACE)))
+
+
+def start(plan: Plan, layout: Layout, assignment: Assignment | None = None) -> Iterator[tuple[Event, ...]]:
+    return run_unit(assignment or Assignment(plan.units[0]), plan, layout, Loaded(plan))
+
+
+def results(events: list[Event]) -> list[tuple[int, float, float]]:
+    return [(e.epoch, e.train_loss, e.metrics["loss"]) for e in events if isinstance(e, Evaluated)]
+
+
+def ends(events: list[Event]) -> list[TrialEnded]:
+    return [event for event in events if isinstance(event, TrialEnded)]
+
+
+def all_of(moments: Iterator[tuple[Event, ...]]) -> list[Event]:
+    return [event for moment in moments for event in moment]
+
+
+def until_epoch(moments: Iterator[tuple[Event, ...]], epoch: int) -> list[Event]:
+    """Takes events until an epoch has been told and the next one was asked for, then drops the training."""
+    events: list[Event] = []
+    for moment in moments:
+        events += moment
+        if any(isinstance(event, Evaluated) and event.epoch > epoch for event in moment):
+            break
+    return events
+
+
+def test_each_trial_of_a_trajectory_ends_at_its_own_epoch(plan: Plan, tmp_path: Path) -> None:
+    events = all_of(start(plan, Layout(tmp_path, "tiny")))
+
+    assert isinstance(events[0], UnitStarted)
+    assert [e.epoch for e in events if isinstance(e, Evaluated)] == [1, 2, 3, 4, 5]
+    assert [(end.state, end.epochs_done) for end in ends(events)] == [("finished", n) for n in (2, 3, 5)]
+    keys = [len(event.keys) for event in events if isinstance(event, Evaluated)]
+    assert keys == [3, 3, 2, 1, 1]
+
+
+def test_the_stored_tensors_are_those_of_the_epoch_that_counts(plan: Plan, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "tiny")
+    end = ends(all_of(start(plan, layout)))[-1]
+
+    assert end.checkpoint is not None
+    assert end.checkpoint.endswith(f"epoch-{end.best_epoch:04d}")
+    check_folder(layout.root / end.checkpoint)
+
+
+def test_a_score_below_the_bar_is_not_stored(plan: Plan, tmp_path: Path) -> None:
+    events = all_of(start(plan, Layout(tmp_path, "tiny"), Assignment(plan.units[0], bar=2.0)))
+
+    assert [end.checkpoint for end in ends(events)] == [None] * 3
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    monkeypatch.setattr(resume, "PAYS", 0.0)
+    layout = Layout(tmp_path / "cut", "tiny")
+    until_epoch(start(plan, layout), 3)
+    assert [path.name for path in sorted(layout.root.glob("trials/*/resume-*"))] == [
+        "resume-0002",
+        "resume-0003",
+    ]
+
+    resumed = all_of(start(plan, layout))
+
+    assert results(resumed) == results(whole)
+    assert [replace(end, checkpoint=None) for end in ends(resumed)] == [
+        replace(end, checkpoint=None) for end in ends(whole)
+    ]
+    last = ends(whole)[-1].checkpoint
+    assert last is not None
+    expected = load_file(tmp_path / "whole" / "tiny" / last / CHANGED_TENSORS)
+    found = load_file(layout.root / last / CHANGED_TENSORS)
+    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert not list(layout.root.glob("trials/*/resume-*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no manifest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    damage: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "PAYS", 0.0)
+    layout = Layout(tmp_path, "tiny")
+    until_epoch(start(plan, layout), 3)
+    newest = max(layout.root.glob("trials/*/resume-*"))
+    tensors = newest / "state.safetensors"
+    content = bytearray(tensors.read_bytes())
+    match damage:
+        case "cut":
+            tensors.write_bytes(content[:-7])
+        case "flipped":
+            content[-9] ^= 1
+            tensors.write_bytes(content)
+        case "emptied":
+            tensors.write_bytes(b"")
+        case _:
+            (newest / "manifest.json").unlink()
+
+    found = resume.Checkpoints(layout, plan.units[0].name).newest()
+
+    assert found is not None
+    assert found.snapshot.epoch == 2
+
+
+def test_a_trial_is_trained_again_for_its_checkpoint_alone(plan: Plan, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "tiny")
+    first = ends(all_of(start(plan, layout)))[0]
+    alone = Assignment(replace(plan.units[0], trials=plan.units[0].trials[:1]), rebuild=first.key)
+
+    events = all_of(start(plan, layout, alone))
+
+    assert [type(event) for event in events] == [CheckpointWritten]
+    assert isinstance(events[0], CheckpointWritten)
+    assert first.checkpoint is not None
+    rebuilt = load_file(layout.root / events[0].checkpoint / CHANGED_TENSORS)
+    original = load_file(layout.root / first.checkpoint / CHANGED_TENSORS)
+    assert all(rebuilt[name].equal(tensor) for name, tensor in original.items())
+
+
+def test_a_training_that_diverges_ends_all_trials_that_are_open(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    text = (
+        "{learning_rate: [9.9], epochs: [1, 2], optimizer: [sgd], max_grad_norm: [0.0], weight_decay: [9.9]}"
+    )
+    plan = make_plan(load_sweep(write_sweep(space=text, extra="seed: 1\n")))
+    settings = plan.units[0].trials[-1].training.model_copy(update={"learning_rate": 1e30})
+    trials = tuple(
+        replace(t, training=settings.model_copy(update={"epochs": t.epochs})) for t in plan.units[0].trials
+    )
+
+    ended = ends(
+        all_of(start(plan, Layout(tmp_path, "tiny"), Assignment(replace(plan.units[0], trials=trials))))
+    )
+
+    assert {end.state for end in ended} == {"diverged"}
+    assert all(end.failure is not None and end.failure.kind == "diverged" for end in ended)
