@@ -261,6 +261,8 @@ class Sweep(Model):
     """How often a trial whose worker was lost is run again."""
     keep_checkpoints: int = Field(3, ge=1, json_schema_extra=NOT_IN_KEY)
     """How many of the sweep's best trials keep their checkpoint on disk."""
+    min_free_bytes: int = Field(500_000_000, ge=0, json_schema_extra=NOT_IN_KEY)
+    """The sweep stops, and can go on later, when the storage has less free than this."""
     tracking: Tracking = Field(Tracking.model_construct(), json_schema_extra=NOT_IN_KEY)
     """Where MLflow keeps the record."""
     storage: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)

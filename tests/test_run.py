@@ -191,6 +191,16 @@ def test_what_no_node_has_is_refused_before_anything_starts(write_sweep: WriteSw
     assert "Traceback" not in result.err
 
 
+def test_a_disk_that_is_almost_full_stops_the_sweep_before_it_is(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(extra=f"min_free_bytes: {10**18}\n")
+
+    result = command("run", sweep, cwd=sweep.parent)
+
+    assert result.code == 1
+    assert "bytes free, below min_free_bytes (1,000,000,000,000,000,000)" in result.err
+    assert status(sweep)["state"] == "planned"
+
+
 def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
     write_sweep: WriteSweep, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -6,10 +6,11 @@ that on; what Tune itself thinks of a trial is never asked.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from finetune_sweep.spec import Tpe
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
-from finetune_sweep.tune.worker import Assignment, UnitTrainable
+from finetune_sweep.tune.worker import STORAGE_ERROR, Assignment, UnitTrainable
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Driver:
             BaseException: What `on_change` raised.
         """
         self._remove_orphans()
+        self._check_disk()
         hours = self.plan.sweep.search.max_hours
         deadline = time.monotonic() + hours * 3600 if hours is not None else None
         for _ in range(self.plan.sweep.retries + 1):
@@ -124,6 +126,7 @@ class Driver:
                 self._stop_at_a_fault(event.failure)
         if any(isinstance(event, TrialEnded) for event in events):
             self._retain()
+            self._check_disk()
         self.on_change()
 
     def _fit(self, searcher: UnitSearcher, units: int) -> None:
@@ -171,6 +174,19 @@ class Driver:
                 self.journal.append(CheckpointRemoved(trial.key))
                 remove_folder(self.layout.root / checkpoint)
 
+    def _check_disk(self) -> None:
+        """Stops while there is room to write down that it stopped.
+
+        Raises:
+            StorageError: If less is free than `min_free_bytes`.
+        """
+        free, floor = shutil.disk_usage(self.layout.root).free, self.plan.sweep.min_free_bytes
+        if free < floor:
+            raise StorageError(
+                f"{self.layout.root} has {free:,} bytes free, below min_free_bytes ({floor:,}); make room, and run"
+                " again: what is finished stays"
+            )
+
     def _remove_orphans(self) -> None:
         """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
         trials = self.journal.record.trials
@@ -203,7 +219,12 @@ class _Recorder(tune.Callback):
         return {}  # as for the searcher: a restore is never asked for
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:  # type: ignore[override]  # noqa: ANN401 - Ray Tune's types
-        self._guard(lambda: self._driver.record(result.get("events", ())))
+        self._guard(lambda: self._record(result))
+
+    def _record(self, result: Mapping[str, Any]) -> None:
+        if STORAGE_ERROR in result:
+            raise StorageError(result[STORAGE_ERROR])
+        self._driver.record(result.get("events", ()))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
         self._guard(self._driver.on_change)

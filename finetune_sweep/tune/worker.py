@@ -38,6 +38,8 @@ from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
 
+STORAGE_ERROR: Final = "storage_error"
+"""The name of what a worker reports when the storage refuses: that ends the sweep, and no trial."""
 _TRACEBACK_CHARACTERS: Final = 8000
 
 
@@ -72,7 +74,10 @@ class UnitTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Goes on to the next moment worth recording."""
-        events = next(self._events, None)
+        try:
+            events = next(self._events, None)
+        except StorageError as error:
+            return {"events": (), "done": True, STORAGE_ERROR: str(error)}
         return {"events": events or (), "done": events is None}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -88,6 +93,9 @@ def run_unit(
     """Trains a unit, and yields what is to be journalled as it happens.
 
     A fault of a trial ends the trials of the unit that have no result yet; it is recorded, not raised.
+
+    Raises:
+        StorageError: If the storage refuses; the trials stay open, and a later run goes on.
     """
     unit = assignment.unit
     keys = tuple(trial.key for trial in unit.trials)
@@ -96,6 +104,8 @@ def run_unit(
     run = _UnitRun(assignment, plan, layout, loaded)
     try:
         yield from run.events()
+    except StorageError:
+        raise
     except TrialError as error:
         yield run.end_open(Failure(error.failure, error.message))
     except Exception as error:  # noqa: BLE001 - here a trial ends, whatever ended it

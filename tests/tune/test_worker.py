@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from safetensors.torch import load_file
 
+from finetune_sweep.errors import StorageError
 from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
 from finetune_sweep.plan import Plan, make_plan
@@ -168,3 +169,11 @@ def test_a_training_that_diverges_ends_all_trials_that_are_open(
 
     assert {end.state for end in ended} == {"diverged"}
     assert all(end.failure is not None and end.failure.kind == "diverged" for end in ended)
+
+
+def test_a_storage_that_refuses_ends_the_sweep_and_no_trial(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "trials").write_text("a file where a folder has to be")
+
+    with pytest.raises(StorageError, match="could not be written"):
+        all_of(start(plan, Layout(tmp_path, "tiny")))
