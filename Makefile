@@ -2,12 +2,13 @@
 # make check    what CI runs: lint, format, types, tests
 # make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
+# make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-cluster test-ui check docs lint types format clean
+.PHONY: install run test test-cluster test-docker test-ui check docs lint types format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -19,8 +20,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
-test test-cluster test-ui: export OMP_NUM_THREADS ?= 1
-test test-cluster test-ui: export HF_HUB_OFFLINE = 1
+test test-cluster test-docker test-ui: export OMP_NUM_THREADS ?= 1
+test test-cluster test-docker test-ui: export HF_HUB_OFFLINE = 1
 
 install: $(STAMP)
 
@@ -40,6 +41,9 @@ test: install
 
 test-cluster: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster
+
+test-docker: install
+	$(BIN)/python -m pytest -o faulthandler_timeout=1800 $(PYTEST_ARGS) tests/docker
 
 test-ui: install
 	VENV=$(VENV) tests/ui/install.sh

@@ -71,7 +71,7 @@ def pack(sweep: Sweep, shared: Sequence[Path] = ()) -> Package:
         UserError: If something is not there, or all of it is too large to be sent.
     """
     layout = Layout(parse_storage(sweep.storage or ""), sweep.name)
-    packing = _Packing(layout.root / INPUTS, (layout.storage, *(path.absolute() for path in shared)))
+    packing = _Packing(layout.root / INPUTS, (layout.storage, *(path.resolve() for path in shared)))
     data = sweep.data
     files = {split: packing.take(path) for split, path in data.files.items()} if data.files else None
     source = packing.take(data.source) if data.source else None
@@ -118,17 +118,12 @@ def _domain(dimension: Dimension) -> yamlio.Value:
         case Choice(values):
             domain = {"values": list(values)}
         case IntRange(low, high, step, log, count):
-            domain = {
-                "low": low,
-                "high": high,
-                "step": step if step != 1 else None,
-                "log": log,
-                "count": count,
-            }
+            domain = {"low": low, "high": high, "step": step if step != 1 else None, "count": count}
+            domain["log"] = log or None
         case FloatRange(low, high, fraction, log, count):
-            domain = {"low": low, "high": high, "step": fraction, "log": log, "count": count}
-    domain["when"] = {name: list(values) for name, values in dimension.when.items()}
-    return {name: value for name, value in domain.items() if value not in (None, False, {})}
+            domain = {"low": low, "high": high, "step": fraction, "count": count, "log": log or None}
+    domain["when"] = {name: list(values) for name, values in dimension.when.items()} or None
+    return {name: value for name, value in domain.items() if value is not None}
 
 
 def _with_models(dimension: Dimension, packing: _Packing) -> Dimension:

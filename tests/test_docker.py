@@ -63,13 +63,17 @@ def test_what_a_service_mounts_from_an_empty_volume_belongs_to_its_user() -> Non
     dockerfile = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
     made = next(line for line in dockerfile.splitlines() if "install -d -o sweep" in line).split()
     volumes = [volume for service in _services().values() for volume in service.get("volumes", [])]
-    assert {volume.replace(":-", "").split(":")[1] for volume in volumes if "/files/" not in volume} <= set(made)
+    assert {volume.replace(":-", "").split(":")[1] for volume in volumes if "/files/" not in volume} <= set(
+        made
+    )
 
 
 def test_ignored_files_are_all_but_what_the_dockerfile_copies() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    copies = [line.split() for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
+    copies = [
+        line.split() for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("COPY")
+    ]
     assert {word for words in copies for word in words[1:-1]} == sent
 
 
@@ -89,7 +93,9 @@ def test_secrets_are_made_once_and_are_nobody_elses(make_secrets: Callable[[], P
     assert len(first["ray_token"]) == 64
 
 
-def test_server_and_clients_get_one_password_also_when_one_file_is_lost(make_secrets: Callable[[], Path]) -> None:
+def test_server_and_clients_get_one_password_also_when_one_file_is_lost(
+    make_secrets: Callable[[], Path],
+) -> None:
     secrets = make_secrets()
     before = _password(secrets / "mlflow_auth")
     assert _password(secrets / "mlflow_credentials") == before
@@ -120,13 +126,15 @@ def _password(file: Path) -> str:
     return next(line.rpartition(" = ")[2] for line in lines if "password = " in line)
 
 
-def _compose() -> dict[str, dict[str, dict[str, object]]]:
-    content: dict[str, dict[str, dict[str, object]]] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+def _compose() -> dict[str, dict[str, dict[str, str]]]:
+    content: dict[str, dict[str, dict[str, str]]] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
     return content
 
 
 def _services() -> dict[str, dict[str, list[str]]]:
-    services: dict[str, dict[str, list[str]]] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]
+    services: dict[str, dict[str, list[str]]] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))[
+        "services"
+    ]
     return services
 
 

@@ -29,7 +29,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.events import UnitStarted
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
-from finetune_sweep.package import INPUTS, SWEEP_FILE, pack, unpack
+from finetune_sweep.package import INPUTS, SWEEP_FILE, dump, pack, unpack
 from finetune_sweep.plan import make_plan
 from finetune_sweep.spec import Resources
 from finetune_sweep.submit import Jobs, _Lines
@@ -40,6 +40,7 @@ from finetune_sweep.tune.cluster import Cluster, check
 if TYPE_CHECKING:
     from tests.conftest import WriteSweep
 
+SWEEPS = Path(__file__).resolve().parent.parent / "sweeps"
 TIMEOUT_S = 240
 TOKEN = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of a cluster that lives as long as a test
 TRIAL = Resources(cpu=1)
@@ -83,6 +84,16 @@ def test_a_packaged_sweep_has_the_trials_of_the_file(
     assert plan.fingerprint == expected.fingerprint
     assert {trial.training.weight_decay for trial in plan.trials} == {0.5}
     assert Path(there.model).is_relative_to(tmp_path / "runs" / "tiny" / INPUTS)
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_sweep_is_the_same_after_being_written_out(file: Path, tmp_path: Path) -> None:
+    sweep = load_sweep(file)
+    (tmp_path / SWEEP_FILE).write_text(dump(sweep), encoding="utf-8")
+    again = load_sweep(tmp_path / SWEEP_FILE)
+    assert again.model_dump(exclude={"space"}) == sweep.model_dump(exclude={"space"})
+    for before, after in zip(sweep.space.dimensions, again.space.dimensions, strict=True):
+        assert (after.name, after.domain, after.when) == (before.name, before.domain, before.when)
 
 
 def test_equal_content_gives_equal_packages_and_one_copy_of_it(

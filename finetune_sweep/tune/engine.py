@@ -121,7 +121,7 @@ class Engine:
         with _sigterm_kept():
             if self._address is None:
                 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-                ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
             else:
                 try:
                     ray.init(address=self._address, **quiet)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from tests.docker import compose, dockerfile, machine
+from tests.docker import dockerfile, machine
 from tests.docker.compose import Mount, Project, Service
 from tests.docker.machine import Bind, Box
 
@@ -232,10 +232,15 @@ class Engine:
         lines = ["127.0.0.1 localhost"] + [f"{ip} {name}" for name, ip in self._network.addresses.items()]
         hosts.write_text("\n".join(lines) + "\n", encoding="utf-8")
         resolver = self._state / "resolv.conf"
-        resolver.write_text("nameserver 127.0.0.1\n", encoding="utf-8")  # refuses at once: names are in `hosts`
+        resolver.write_text(
+            "nameserver 127.0.0.1\n", encoding="utf-8"
+        )  # refuses at once: names are in `hosts`
         secrets = [Bind(file.resolve(), target, read_only=True) for file, target in service.secrets.items()]
         volumes = [Bind(self._source(mount), mount.target, mount.read_only) for mount in service.mounts]
-        names = (Bind(hosts, "/etc/hosts", read_only=True), Bind(resolver, "/etc/resolv.conf", read_only=True))
+        names = (
+            Bind(hosts, "/etc/hosts", read_only=True),
+            Bind(resolver, "/etc/resolv.conf", read_only=True),
+        )
         return *names, *volumes, *secrets
 
     def _source(self, mount: Mount) -> Path:
@@ -265,8 +270,3 @@ def _wait_until_healthy(container: Container) -> None:
             return
         time.sleep(1)
     raise AssertionError(f"{container.service.name} is not healthy\n{container.log.read_text()[-4000:]}")
-
-
-def load(folder: Path, variables: Mapping[str, str]) -> Project:
-    """The project whose compose file lies in a folder."""
-    return compose.read(folder / "compose.yaml", variables)

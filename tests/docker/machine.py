@@ -36,6 +36,8 @@ _FOLDERS: Final = (
     "usr/local/bin",
     "usr/local/lib",
 )
+# Nothing outlives the tests, even if they are killed.
+_WITH_US: Final = ("/usr/bin/setpriv", "--pdeathsig=KILL")
 # What `init: true` is: it reaps what others leave behind, and passes SIGTERM on.
 _INIT: Final = """\
 cd "$1"; shift
@@ -120,7 +122,7 @@ def start(box: Box, command: Sequence[str], output: IO[str], folder: str = "/") 
     inside = ["/bin/bash", "-c", _INIT, "init", folder, *command]
     enter = f"{_mount_script(box)}\nexec chroot {shlex.quote(str(_merged(box)))} {shlex.join(_as_user(box, inside))}"
     return subprocess.Popen(
-        ["/usr/bin/unshare", *private, "bash", "-euc", enter],
+        [*_WITH_US, "/usr/bin/unshare", *private, "bash", "-euc", enter],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
@@ -136,7 +138,16 @@ def execute(
     inside = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
     if not inside:
         return subprocess.CompletedProcess(command, 125, "", "it does not run")
-    enter = ["/usr/bin/nsenter", f"--target={inside[0]}", "--mount", "--pid", "--net", "--ipc", "--root", "--wd"]
+    enter = [
+        "/usr/bin/nsenter",
+        f"--target={inside[0]}",
+        "--mount",
+        "--pid",
+        "--net",
+        "--ipc",
+        "--root",
+        "--wd",
+    ]
     return subprocess.run(
         [*enter, *_as_user(box, command)], env={"PATH": PATH}, text=True, capture_output=True, check=False
     )
@@ -210,7 +221,7 @@ class Network:
     def __init__(self) -> None:
         """Makes the bridge; a process holds it until `close`."""
         self.addresses: dict[str, str] = {}
-        self._holder = subprocess.Popen(["/usr/bin/unshare", "--net", "sleep", "infinity"])
+        self._holder = subprocess.Popen([*_WITH_US, "/usr/bin/unshare", "--net", "sleep", "infinity"])
         while Path(f"/proc/{self._holder.pid}/comm").read_text(encoding="ascii").strip() != "sleep":
             time.sleep(0.01)
         self._inside(self._holder.pid, "ip link add bridge type bridge; ip link set bridge up")
