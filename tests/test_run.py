@@ -94,7 +94,8 @@ def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sw
     assert shrunk.code == 0, shrunk.err
     assert status(sweep)["best"]["config"]["learning_rate"] == kept
     assert trials(sweep)[best]["current"] is False
-    assert best not in (folder / "runs" / "tiny" / "best" / "README.md").read_text()
+    results = json.loads((folder / "runs" / "tiny" / "best" / "eval_results.json").read_text())
+    assert results["key"] == status(sweep)["best"]["key"]
 
 
 def check_best(best: Path) -> None:

@@ -127,6 +127,7 @@ class TextClassification:
             UserError: The folder holds no such model in safetensors, or its body is not all there.
         """
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
 
         try:
@@ -143,7 +144,7 @@ class TextClassification:
                     trust_remote_code=False,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder}: no text classifier can be made of this model: {reason}") from error
         absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}

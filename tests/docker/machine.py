@@ -154,13 +154,13 @@ def execute(
 
 
 def stop(process: subprocess.Popen[str]) -> int:
-    """Asks a box to end, as `docker stop` does, and ends it if it has not after 20 s. The exit code."""
+    """Asks a box to end, as `docker stop` does, and ends it if it has not after 40 s. The exit code."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if process.poll() is None:
         for child in children.read_text(encoding="ascii").split():
             os.kill(int(child), 15)
     try:
-        return process.wait(20)
+        return process.wait(40)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
