@@ -17,12 +17,12 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep.events import Evaluated, UnitStarted
+from finetune_sweep.events import Evaluated, Event, Suggested, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import WriteSweep
 
@@ -240,6 +240,40 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: Wr
     after = trials(sweep)
     assert {key: after[key] for key in finished} == finished
     assert {trial["state"] for trial in after.values()} == {"finished"}
+
+
+def test_a_killed_search_that_learns_loses_no_suggestion_and_doubles_none(write_sweep: WriteSweep) -> None:
+    space = """{learning_rate: {low: 1e-4, high: 1e-1, log: true}, freeze_depth: [0, 1, all],
+      batch_size: {values: [4, 8], when: {freeze_depth: [0, 1]}}, epochs: [1]}"""
+    sweep = write_sweep(space=space, search="{type: tpe, trials: 24, seed: 1, startup_trials: 6}")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "finetune_sweep", "run", str(sweep)],
+        cwd=sweep.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(sweep, lambda events: sum(isinstance(event, TrialEnded) for event in events) >= 8)
+    driver.kill()
+    driver.wait(60)
+    before = {key: trial for key, trial in trials(sweep).items() if trial["state"] == "finished"}
+    assert 8 <= len(before) < 24
+
+    assert command("run", sweep, cwd=sweep.parent).code == 0
+
+    events = [entry.event for entry in read(layout(sweep))]
+    assert [event.number for event in events if isinstance(event, Suggested)] == list(range(24))
+    ended = [event.key for event in events if isinstance(event, TrialEnded)]
+    assert len(ended) == len(set(ended))
+    after = trials(sweep)
+    assert {key: after[key] for key in before} == before
+    assert {trial["state"] for trial in after.values()} == {"finished"}
+
+
+def wait_for(sweep: Path, is_there: Callable[[list[Event]], bool]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_there([entry.event for entry in read(layout(sweep))]):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: WriteSweep) -> None:

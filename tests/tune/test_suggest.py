@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
+from wsgiref.simple_server import make_server
 
 import optuna
+import optuna_dashboard
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +26,9 @@ from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tune.suggest import distribution, export, frozen_trials, suggest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from wsgiref.types import WSGIApplication
 
     from tests.conftest import WriteSweep
 
@@ -152,6 +160,38 @@ def test_the_exported_study_has_every_trial_and_its_metrics(plan: Plan, tmp_path
     assert {trial.user_attrs["key"] for trial in study.trials} == set(search.record.trials)
     with pytest.raises(UserError, match="exists; give a new one"):
         export(plan, search.record, file)
+
+
+def test_optuna_dashboard_opens_the_exported_study(plan: Plan, tmp_path: Path) -> None:
+    search = Search(plan)
+    run(search, 5)
+    file = tmp_path / "study.db"
+    count = export(plan, search.record, file)
+
+    with served(optuna_dashboard.wsgi(f"sqlite:///{file}")) as address:
+        studies = get(f"{address}/api/studies")["study_summaries"]
+        trials = get(f"{address}/api/studies/{studies[0]['study_id']}")["trials"]
+
+    assert [study["study_name"] for study in studies] == ["tiny"]
+    assert len(trials) == count
+
+
+@contextlib.contextmanager
+def served(application: WSGIApplication) -> Iterator[str]:
+    """Serves an application on a free port of the loopback interface, in a thread."""
+    with make_server("127.0.0.1", 0, application) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def get(url: str) -> Any:  # noqa: ANN401 - JSON
+    with urlopen(url, timeout=30) as response:  # noqa: S310 - the loopback interface
+        return json.load(response)
 
 
 choices = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True).map(lambda v: Choice(tuple(v)))
