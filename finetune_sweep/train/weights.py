@@ -212,5 +212,8 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _digest(file: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - part of what is remembered
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error

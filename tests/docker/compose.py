@@ -7,11 +7,34 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from tests.docker import dockerfile
+
+# What the containers of `machine` do in any case; another value could not be tried with them.
+_ALWAYS: Final = {
+    "init": True,
+    "read_only": True,
+    "tmpfs": ["/tmp:mode=1777"],  # noqa: S108 - in the container
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges:true"],
+}
+_OBEYED: Final = {
+    *(
+        "environment",
+        "entrypoint",
+        "command",
+        "working_dir",
+        "volumes",
+        "secrets",
+        "healthcheck",
+        "depends_on",
+    ),
+    *("deploy", "shm_size", "profiles", "build"),
+}
+_LEFT_TO_AN_ENGINE: Final = {"image", "restart", "ports", "stop_grace_period"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,10 @@ def _fill(value: Any, variables: Mapping[str, str]) -> Any:  # noqa: ANN401 - wh
 
 
 def _service(name: str, entry: Mapping[str, Any], folder: Path, secrets: Mapping[str, Any]) -> Service:
+    assert {key: entry.get(key) for key in _ALWAYS} == _ALWAYS, f"{name} cannot be tried as it stands"
+    assert entry.keys() <= _ALWAYS.keys() | _OBEYED | _LEFT_TO_AN_ENGINE, (
+        f"{name} has a key that is not obeyed"
+    )
     health = entry.get("healthcheck", {}).get("test", ["CMD"])
     assert health[0] == "CMD", health
     return Service(
