@@ -249,7 +249,7 @@ def _trials(evidence: Evidence) -> str:
     ranked, known = {trial.key for trial in ranking}, evidence.record.trials
     others = [known[t.key] for t in evidence.plan.trials if t.key not in ranked and t.key in known]
     rows: list[tuple[object, ...]] = [
-        (place, f"`{t.key}`", t.planned.label, t.score, t.end.best_epoch if t.end else "", t.state)
+        (place, f"`{t.key}`", t.planned.label, t.score, t.best_epoch or "", t.state)
         for place, t in enumerate(ranking, 1)
     ]
     rows += [("", f"`{t.key}`", t.planned.label, "", "", t.state) for t in others]

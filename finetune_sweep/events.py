@@ -157,11 +157,12 @@ class Tracked:
 
 @dataclass(frozen=True)
 class TestIntended:
-    """The test split is about to be read for a champion: journalled before it is."""
+    """The test split is about to be read for a trial's weights after an epoch: journalled before it is."""
 
     __test__ = False
 
     key: str
+    epoch: int
     fingerprint: str
 
 
@@ -172,15 +173,17 @@ class TestRead:
     __test__ = False
 
     key: str
+    epoch: int
     fingerprint: str
     metrics: Metrics
 
 
 @dataclass(frozen=True)
 class Promoted:
-    """A champion lies in `best/`. `version` is the one in the registry; empty until it is registered."""
+    """A trial's weights after an epoch lie in `best/`. `version` is the registry's; empty until it is registered."""
 
     key: str
+    epoch: int
     metrics: Metrics
     test_metrics: Metrics
     registered_model: str

@@ -70,7 +70,7 @@ class Layout:
 
     def segments(self) -> list[Path]:
         """The journal's segments, oldest first."""
-        return sorted(self.journal.glob("*.jsonl"))
+        return sorted(self.journal.glob("[0-9]*.jsonl"))
 
     def next_segment(self) -> Path:
         """The path of a segment after all that exist."""

@@ -126,29 +126,40 @@ def check(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return problems + _depth_problems(sweep)
+    return problems + _model_problems(sweep)
 
 
-def _depth_problems(sweep: Sweep) -> list[Problem]:
-    """A model that is not there, and a depth that one of the models does not have."""
-    from finetune_sweep.train import weights
+def _model_problems(sweep: Sweep) -> list[Problem]:
+    """A model that is not there, and a depth or a length that one of the models does not have."""
+    from finetune_sweep.train import architecture, weights
 
     depths = _values(sweep.space, "freeze_depth", sweep.training.freeze_depth)
-    depth_path, model_path = (
-        f"space.{name}" if _searched(sweep.space, name) else fixed
-        for name, fixed in (("freeze_depth", "training.freeze_depth"), ("model", "model"))
-    )
+    lengths = _values(sweep.space, "data.max_length", sweep.data.max_length)
     problems = []
     for model in models(sweep):
-        path = model_path
+        setting = "model"
         try:
-            weights.locate(model, Path(), Path(sweep.cache or ""))
-            path = depth_path
+            config = weights.read_config(weights.locate(model, Path(), Path(sweep.cache or "")))
+            setting = "freeze_depth"
             for depth in depths:
                 _resolve_depth(depth, model, sweep.cache)
+            setting = "data.max_length"
+            architecture.check_length(config, max(int(str(length)) for length in lengths), _short(model))
         except UserError as error:
+            path = _path(sweep.space, setting)
             problems += [Problem(problem.message, problem.path or path) for problem in error.problems]
     return problems
+
+
+def _path(space: Space, setting: str) -> str:
+    """Where a setting stands in the file."""
+    if _searched(space, setting):
+        return f"space.{setting}"
+    return "training.freeze_depth" if setting == "freeze_depth" else setting
+
+
+def _short(model: str) -> str:
+    return model.rpartition("/")[2].rpartition(":")[2]
 
 
 def models(sweep: Sweep) -> list[str]:

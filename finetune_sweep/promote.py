@@ -92,7 +92,7 @@ def promote(
     if options.dry_run:
         with tempfile.TemporaryDirectory(".tmp", ".best.", layout.root) as folder:
             promotion.verified(Path(folder))
-        return Promoted(winner.key, winner.metrics, {}, plan.sweep.registered_model, "")
+        return Promoted(winner.key, epoch_of(winner), winner.metrics, {}, plan.sweep.registered_model, "")
     recover_folder(layout.best)
     standing = _standing(plan, journal.record, layout, winner, prepared, options)
     return standing or promotion.carry_out(prepared)
@@ -114,18 +114,28 @@ def _standing(
 ) -> Promoted | None:
     """The promotion as journalled, if `best/` holds the winner and its card would say the same."""
     promoted = record.promoted
-    if promoted is None or promoted.key != winner.key:
+    if promoted is None or (promoted.key, promoted.epoch) != (winner.key, epoch_of(winner)):
         return None
     try:
         check_folder(layout.best)
         results = json.loads((layout.best / card.RESULTS).read_bytes())
     except (StorageError, OSError, ValueError):
         return None
-    expected = (winner.key, len(card.finished(plan, record)), dict(prepared.fingerprints))
-    if (results["key"], results["finished_trials"], results["fingerprints"]) != expected:
+    expected = (
+        winner.key,
+        plan.sweep.metric.name,
+        len(card.finished(plan, record)),
+        dict(prepared.fingerprints),
+    )
+    if tuple(results[name] for name in ("key", "metric", "finished_trials", "fingerprints")) != expected:
         return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
+
+
+def epoch_of(winner: TrialRecord) -> int:
+    """The epoch after which a trial's weights are the ones that count."""
+    return winner.best_epoch if winner.best_epoch is not None else 0
 
 
 def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> TrialRecord:
@@ -173,7 +183,9 @@ class _Promotion:
             with explained(aside):
                 shutil.copyfile(self.layout.resolved, aside / self.layout.resolved.name)
         model = self.plan.sweep.registered_model
-        promoted = Promoted(self.winner.key, self.winner.metrics, test.metrics, model, "")
+        promoted = Promoted(
+            self.winner.key, epoch_of(self.winner), self.winner.metrics, test.metrics, model, ""
+        )
         self.journal.append(promoted)
         return promoted
 
@@ -206,14 +218,15 @@ class _Promotion:
         if not fingerprint:
             note = "There is no test split: nothing here was measured on rows that no choice has seen."
             return FinalTest("", {}, note)
-        key = self.winner.key
+        key, epoch = self.winner.key, epoch_of(self.winner)
         intended = [entry.event for entry in self.journal.entries if isinstance(entry.event, TestIntended)]
-        earlier = sorted({event.key for event in intended if event.fingerprint == fingerprint} - {key})
+        of_others = {(event.key, event.epoch) for event in intended if event.fingerprint == fingerprint}
+        earlier = [f"{other} at epoch {at}" for other, at in sorted(of_others - {(key, epoch)})]
         note = "Read once for this model, after it had been chosen."
         if earlier:
             note += f" It was also read for {', '.join(earlier)}, so it is no longer untouched."
         for read in self.journal.record.test_reads:
-            if (read.key, read.fingerprint) == (key, fingerprint):
+            if (read.key, read.epoch, read.fingerprint) == (key, epoch, fingerprint):
                 return FinalTest(fingerprint, read.metrics, note)
         if earlier and not self.options.again:
             note = (
@@ -221,9 +234,9 @@ class _Promotion:
                 " read for every new one it becomes a second validation split. `--again` reads it anyway."
             )
             return FinalTest(fingerprint, {}, note)
-        self.journal.append(TestIntended(key, fingerprint))
+        self.journal.append(TestIntended(key, epoch, fingerprint))
         metrics = self._evaluate(folder, "test").metrics
-        self.journal.append(TestRead(key, fingerprint, metrics))
+        self.journal.append(TestRead(key, epoch, fingerprint, metrics))
         return FinalTest(fingerprint, metrics, note)
 
     def _evidence(self, prepared: Prepared, found: Found, test: FinalTest) -> Evidence:

@@ -53,6 +53,24 @@ class TrialRecord:
         """The trial's key."""
         return self.planned.key
 
+    def apply(self, entry: Entry, plan: SweepPlanned | None) -> None:
+        """Moves the state on by an event of this trial."""
+        match entry.event:
+            case UnitStarted(_, _, worker):
+                self.begin(worker, entry.time)
+            case Evaluated() as event:
+                self.add(event, entry.time)
+            case TrialEnded() as event:
+                self.finish(event, entry.time)
+                if plan is not None:
+                    self.rate(plan)
+            case CheckpointWritten(_, checkpoint):
+                self.checkpoint = checkpoint
+            case CheckpointRemoved():
+                self.checkpoint = None
+            case Tracked(_, run_id):
+                self.mlflow_run_id = run_id
+
     def begin(self, worker: WorkerInfo, moment: float) -> None:
         """A worker trains it; what it has a result for stays."""
         if not self.done:
@@ -134,8 +152,6 @@ class SweepRecord:
                 self._suggest(event)
             case Tracked("", run_id):
                 self.mlflow_run_id = run_id
-            case Tracked(key, run_id):
-                self.trials[key].mlflow_run_id = run_id
             case TestRead() as event:
                 self.test_reads.append(event)
             case Promoted() as event:
@@ -155,21 +171,16 @@ class SweepRecord:
                 trial.state = "planned"
 
     def _apply_to_trials(self, entry: Entry) -> None:
+        """Hands an event to its trials; one whose plan was lost with a damaged line is trained again."""
         match entry.event:
-            case UnitStarted(_, keys, worker):
-                for key in keys:
-                    self.trials[key].begin(worker, entry.time)
-            case Evaluated() as event:
-                for key in event.keys:
-                    self.trials[key].add(event, entry.time)
-            case TrialEnded() as event:
-                self.trials[event.key].finish(event, entry.time)
-                if self.plan is not None:
-                    self.trials[event.key].rate(self.plan)
-            case CheckpointWritten(key, checkpoint):
-                self.trials[key].checkpoint = checkpoint
-            case CheckpointRemoved(key):
-                self.trials[key].checkpoint = None
+            case UnitStarted(_, keys) | Evaluated(_, keys):
+                pass
+            case TrialEnded(key) | CheckpointWritten(key) | CheckpointRemoved(key) | Tracked(key):
+                keys = (key,)
+            case _:
+                keys = ()
+        for trial in (self.trials[key] for key in keys if key in self.trials):
+            trial.apply(entry, self.plan)
 
     def _suggest(self, event: Suggested) -> None:
         self.suggestions.append(event)
@@ -178,7 +189,11 @@ class SweepRecord:
 
     def current(self) -> list[TrialRecord]:
         """The trials that can win, in the order of the plan."""
-        return [self.trials[key] for key in self.plan.keys] if self.plan is not None else []
+        return (
+            [self.trials[key] for key in self.plan.keys if key in self.trials]
+            if self.plan is not None
+            else []
+        )
 
     def ranking(self) -> list[TrialRecord]:
         """The finished trials that can win, best first; ties go to the fewest epochs, then the plan's order."""

@@ -62,7 +62,7 @@ def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
         )
     otherwise = f"trial {promoted.key} lies in {layout.best}, but was not registered"
     with _mlflow(plan, layout, otherwise) as client:
-        versions = [v for v in _versions(client, name) if _is_version_of(v, promoted.key, plan)]
+        versions = [v for v in _versions(client, name) if _is_version_of(v, promoted, plan)]
         if any((name, str(v.version)) == (promoted.registered_model, promoted.version) for v in versions):
             return promoted
         if versions:
@@ -131,8 +131,13 @@ def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
     return found
 
 
-def _is_version_of(version: ModelVersion, key: str, plan: Plan) -> bool:
-    return (version.tags.get(KEY_TAG), version.tags.get(_FINGERPRINT_TAG)) == (key, plan.fingerprint)
+def _is_version_of(version: ModelVersion, promoted: Promoted, plan: Plan) -> bool:
+    return {KEY_TAG: promoted.key, **_weights_tags(promoted, plan)}.items() <= version.tags.items()
+
+
+def _weights_tags(promoted: Promoted, plan: Plan) -> dict[str, str]:
+    """What tells the weights of one trial apart: the data, and the epoch after which they were taken."""
+    return {_FINGERPRINT_TAG: plan.fingerprint, TAG + "epoch": str(promoted.epoch)}
 
 
 def _create_version(
@@ -145,7 +150,7 @@ def _create_version(
     from mlflow.entities import LoggedModelOutput
 
     name, run_id = plan.sweep.registered_model, run.info.run_id
-    tags = {KEY_TAG: promoted.key, _FINGERPRINT_TAG: plan.fingerprint, TAG + "sweep": plan.sweep.name}
+    tags = {KEY_TAG: promoted.key, **_weights_tags(promoted, plan), TAG + "sweep": plan.sweep.name}
     for split, metrics in (("validation", promoted.metrics), ("test", promoted.test_metrics)):
         tags |= {f"{TAG}{split}_{metric}": str(value) for metric, value in metrics.items()}
     logged = client.create_logged_model(

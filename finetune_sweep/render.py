@@ -117,7 +117,7 @@ def render_result(report: SweepReport, places: Mapping[str, Path | str]) -> Rend
         ]
         lines.append(("validation", _metrics(promoted.metrics if promoted is not None else winner.metrics)))
     if promoted is not None:
-        lines.append(("test", _metrics(promoted.test_metrics) or "there is no test split"))
+        lines.append(("test", _metrics(promoted.test_metrics) or "not read; the model card says why"))
         if promoted.version:
             lines.append(("registered", f"{promoted.registered_model} version {promoted.version}"))
     lines += [

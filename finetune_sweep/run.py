@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Final
 from finetune_sweep import display, promote, registry, report, yamlio
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.events import SessionEnded
-from finetune_sweep.journal import Journal
+from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
 from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan, make_plan, models, remaining
+from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.render import render_result, render_table
 from finetune_sweep.space import Choice, Domain
 from finetune_sweep.spec import Sweep
@@ -130,10 +131,11 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
 
     layout = layout_of(sweep)
     with _signals() as signals, SweepLock(layout) as lock, Engine(sweep, address) as engine:
+        record = replay(read(layout))
+        plan = make_plan(sweep, record, engine.hardware() if address else None)
+        _refuse_another(plan, record, layout)
         journal = Journal(layout, lock.owner)
         with contextlib.closing(journal):
-            plan = make_plan(sweep, journal.record, engine.hardware() if address else None)
-            _refuse_another(plan, journal)
             mirror = Mirror(sweep, layout, journal.entries)
             session = Session(
                 plan,
@@ -183,13 +185,13 @@ def _open(session: Session) -> None:
     session.mirror.start()
 
 
-def _refuse_another(plan: Plan, journal: Journal) -> None:
+def _refuse_another(plan: Plan, record: SweepRecord, layout: Layout) -> None:
     """Two sweeps of one name cannot share a folder: their trials would be mixed.
 
     Raises:
         UserError: If the journal is of another task or other data.
     """
-    known = journal.record.plan
+    known = record.plan
     if known is None:
         return
     for what, before, now in (
@@ -198,26 +200,35 @@ def _refuse_another(plan: Plan, journal: Journal) -> None:
     ):
         if before != now:
             raise UserError(
-                f"{journal.layout.root} holds a sweep of the name {plan.sweep.name!r} with other {what}:"
+                f"{layout.root} holds a sweep of the name {plan.sweep.name!r} with other {what}:"
                 f" {before} there, {now} here; give this one another name or --storage"
             )
 
 
 def _write_lock_file(plan: Plan, layout: Layout) -> None:
     """Records what the results depend on beside the settings of each trial."""
-    from finetune_sweep.train import hardware, weights
+    from finetune_sweep.train import hardware
 
-    cache = Path(plan.sweep.cache or "")
     content: dict[str, yamlio.Value] = {
         "sweep": {**plan.sweep.model_dump(mode="json", exclude={"space"}), "tracking": _tracking(plan.sweep)},
         "space": {d.name: _domain(d.domain) for d in plan.sweep.space.dimensions},
         "data": {"fingerprint": plan.fingerprint, "rows": dict(plan.rows)},
-        "models": {m: weights.fingerprint(weights.locate(m, Path(), cache)) for m in models(plan.sweep)},
+        "models": {model: _model(model, plan) for model in models(plan.sweep)},
         "device": plan.device,
         "precision": plan.precision,
         "machine": dict(hardware.describe()),
     }
     write_atomic(layout.resolved, yamlio.dump(content).encode())
+
+
+def _model(model: str, plan: Plan) -> yamlio.Value:
+    """What a model was: its content, and for one of the hub the commit that it came from."""
+    from finetune_sweep.train import weights
+
+    content: dict[str, yamlio.Value] = {"fingerprint": plan.models[model]}
+    if model.startswith("hub:"):
+        content["revision"] = weights.locate(model, Path(), Path(plan.sweep.cache or "")).name
+    return content
 
 
 def _tracking(sweep: Sweep) -> yamlio.Value:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from finetune_sweep.errors import UserError
 from finetune_sweep.events import (
     Entry,
     Evaluated,
@@ -132,7 +133,7 @@ def _final_points(trial: TrialRecord) -> Iterator[Point]:
     end = trial.end
     if end is None or trial.ended is None or end.state not in {"finished", "stopped"}:
         return
-    values = {"score": end.score, "best_epoch": end.best_epoch, "epochs_done": end.epochs_done}
+    values = {"score": trial.score, "best_epoch": trial.best_epoch, "epochs_done": end.epochs_done}
     for name, value in (values | {f"best_{name}": value for name, value in trial.metrics.items()}).items():
         if value is not None:
             yield Point(name, value, _ms(trial.ended), 0)
@@ -185,7 +186,7 @@ class View:
             case TrialEnded(key):
                 self._note_progress(entry.time)
                 keys = ("", key)
-            case TestRead(_, _, metrics):
+            case TestRead(_, _, _, metrics):
                 step, moment = len(self.record.test_reads), _ms(entry.time)
                 self._history += [Point(f"test_{n}", v, moment, step) for n, v in metrics.items()]
             case SweepPlanned():
@@ -247,6 +248,8 @@ class View:
     def _sweep_snapshot(self, plan: SweepPlanned) -> Snapshot:
         code = self.record.exit_code
         statuses: dict[int | None, Status] = {None: "RUNNING", 0: "FINISHED", 4: "FINISHED", 130: "KILLED"}
+        if code == UserError.exit_code and self.record.promoted is not None:
+            code = 0  # a mistake on the command line says nothing about a sweep that was promoted
         status = statuses.get(code, "FAILED")
         params = self._sweep_params(plan)
         tags = self._identity() | {TAG + "state": "interrupted" if status == "KILLED" else status.lower()}

@@ -18,6 +18,7 @@ from finetune_sweep.space import Space
 
 TaskName = Literal["text-classification"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
+_TRACKING_SCHEMES = frozenset({"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -219,11 +220,14 @@ class Tracking(Model):
     """The registered model whose alias `champion` moves; by default the name of the sweep."""
 
     @model_validator(mode="after")
-    def _is_database_or_server(self) -> Tracking:
-        scheme = self.uri.partition(":")[0]
-        if ":" not in self.uri or scheme == "file":
+    def _is_usable(self) -> Tracking:
+        if self.uri.partition(":")[0].partition("+")[0] not in _TRACKING_SCHEMES or ":" not in self.uri:
             raise ValueError(
                 f"uri must be a database (sqlite:///mlflow.db) or a server (http://...), got {self.uri!r}"
+            )
+        if self.registered_model is not None and set(self.registered_model) & set("/:"):
+            raise ValueError(
+                f"registered_model must not hold '/' or ':', which MLflow refuses, got {self.registered_model!r}"
             )
         return self
 

@@ -38,6 +38,7 @@ _SUFFIXES: Final = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
 _LOOKED_AT: Final = 20_000
 _MOST_NUMBERS: Final = 50
 _FEW_ROWS: Final = 500
+_VERY_FEW_TO_TRAIN: Final = 200
 _FEW_TO_TRAIN: Final = 2000
 _MANY_TO_TRAIN: Final = 4000
 _LENGTHS: Final = (32, 64, 128, 256, 512)
@@ -117,7 +118,7 @@ def _peeked_file(data: Path) -> Path | None:
     if data.is_file():
         return data
     files = [
-        file for pattern in ("*", "*/*") for file in sorted(data.glob(pattern)) if file.suffix in _SUFFIXES
+        file for pattern in ("*", "*/*") for file in sorted(data.glob(pattern)) if file.suffix.lower() in _SUFFIXES
     ]
     training = [file for file in files if str(file.relative_to(data)).lower().startswith("train")]
     return next(iter([*training, *files]), None)
@@ -129,13 +130,16 @@ def _peek(file: Path) -> Rows:
     Raises:
         UserError: It cannot be read as a table.
     """
-    readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
-    if file.suffix not in _SUFFIXES:
+    from finetune_sweep.train.source import reader_of
+
+    readers = {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}
+    reader = reader_of(file)
+    if reader is None:
         raise UserError(
             f"{file}: must be one of {', '.join(sorted(_SUFFIXES))}, got {file.suffix or 'no ending'}"
         )
     try:
-        rows = list(itertools.islice(readers.get(file.suffix, _json_rows)(file), _LOOKED_AT))
+        rows = list(itertools.islice(readers[reader](file), _LOOKED_AT))
     except (OSError, ValueError, csv.Error) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{file}: is no table that can be read: {first}") from None
@@ -145,20 +149,21 @@ def _peek(file: Path) -> Rows:
 
 
 def _csv_rows(file: Path) -> Iterator[Mapping[str, object]]:
-    separator = "\t" if file.suffix == ".tsv" else ","
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter=separator, restkey="")
-        header = rows.fieldnames or []
-        if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
-            raise ValueError(
-                f"its columns are separated by {other!r}, a {file.suffix} file has {separator!r}"
-            )
-        yield from rows
+    from finetune_sweep.train.source import csv_rows, separator_of
+
+    rows = csv_rows(file)
+    header = next(rows, [])
+    if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
+        raise ValueError(
+            f"its columns are separated by {other!r}, a {file.suffix} file has {separator_of(file)!r}"
+        )
+    for row in rows:
+        yield dict(itertools.zip_longest(header, row[: len(header)]))
 
 
 def _json_rows(file: Path) -> Iterator[Mapping[str, object]]:
     text = file.read_text(encoding="utf-8-sig")
-    if file.suffix == ".json" and text.lstrip().startswith("["):
+    if file.suffix.lower() == ".json" and text.lstrip().startswith("["):
         yield from json.loads(text)
         return
     yield from (json.loads(line) for line in text.splitlines() if line.strip())
@@ -211,7 +216,7 @@ def _guess_columns(rows: Rows, file: Path) -> dict[str, str]:
     Raises:
         UserError: There are none, the labels are measurements, or there is one class.
     """
-    names = dict.fromkeys(name for row in rows[:1000] for name in row if name)
+    names = dict.fromkeys(name for row in rows[:1000] for name in row if name.strip())
     columns = [_column(name, rows) for name in names]
     listed = f"it has {', '.join(column.name for column in columns)}"
     named = _by_name(columns, _LABEL_NAMES)
@@ -279,8 +284,7 @@ def _is_number(text: str) -> bool:
 def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> str:
     """The sweep file."""
     train = prepared.splits["train"]
-    few = len(train) < _FEW_TO_TRAIN
-    rates, epochs = ("5e-5, 1e-4, 2e-4", "2, 4, 6") if few else ("2e-5, 5e-5, 1e-4", "2, 3, 4")
+    rates, epochs, size = _searched(len(train))
     lines = [
         f"# Fine-tunes a text classifier on {_comment(source)}. It runs as it is; change what you like.",
         *_seen_lines(prepared),
@@ -288,7 +292,7 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
         "task: text-classification",
         _model_line(),
         *_data_lines(source, settings, prepared),
-        _line("space:", "what is searched: every combination is a trial"),
+        _line("space:", f"what is searched: every combination is a trial{size}"),
         f"  learning_rate: [{rates}]",
         _line("  freeze_depth: [0, 50%]", "the part of the model that stays as pretrained: none, or half"),
         _line(f"  epochs: [{epochs}]", "a shorter training is a part of a longer one, and costs nothing"),
@@ -298,6 +302,18 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
         _line("resources_per_trial: {cpu: 1}", "gpu: 1 gives each trial a GPU"),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _searched(rows: int) -> tuple[str, str, str]:
+    """Learning rates and epochs for a number of training rows, and what the file says about how many they are.
+
+    A few hundred rows have a validation split so small that settings close to each other score alike.
+    """
+    if rows < _VERY_FEW_TO_TRAIN:
+        return "5e-5, 2e-4", "4, 8", "; few, as rows are few"
+    if rows < _FEW_TO_TRAIN:
+        return "5e-5, 1e-4, 2e-4", "2, 4, 6", ""
+    return "2e-5, 5e-5, 1e-4", "2, 3, 4", ""
 
 
 def _line(setting: str, comment: str) -> str:

@@ -116,7 +116,7 @@ def training_of(sweep: Sweep, config: Config) -> Training:
     for name, value in config.items():
         if name in {"model", "data.max_length"}:
             continue
-        _put(raw, tuple(name.split(".")), value)
+        _put(raw, tuple(name.split(".")), value, sweep.training)
     try:
         return Training.model_validate(raw)
     except ValidationError as error:
@@ -136,12 +136,19 @@ def absolute(sweep: Sweep, base: Path) -> Sweep:
     storage = resolve(sweep.storage) if sweep.storage else str(spec.default_storage())
     return sweep.model_copy(
         update={
-            "model": resolve(sweep.model),
+            "model": _model_reference(sweep.model, base),
             "data": data.model_copy(update={"source": source, "files": files}),
             "storage": storage,
             "cache": resolve(sweep.cache) if sweep.cache else str(default_cache()),
         }
     )
+
+
+def _model_reference(reference: str, base: Path) -> str:
+    """A folder as an absolute path; a bare word that is none stays, for the message about what it may have meant."""
+    folder = base / Path(reference).expanduser()
+    is_path = reference.startswith((".", "/", "~")) or folder.is_dir()
+    return str(folder.resolve()) if ":" not in reference and is_path else reference
 
 
 def default_cache() -> Path:
@@ -169,10 +176,15 @@ def _override(reading: _Reading, raw: dict[str, Any], text: str) -> None:
     _put(raw, path, parsed)
 
 
-def _put(raw: dict[str, Any], path: Sequence[str], value: Value) -> None:
-    """Sets a nested value; what stands in the way, such as `null` or a shorthand, becomes a mapping."""
+def _put(raw: dict[str, Any], path: Sequence[str], value: Value, defaults: BaseModel | None = None) -> None:
+    """Sets a nested value; what stands in the way, such as `null` or a shorthand, becomes a mapping.
+
+    A section that is not there yet begins with its default, if it has one.
+    """
     for name in path[:-1]:
         inner = raw.get(name)
+        if inner is None and isinstance(section := getattr(defaults, name, None), BaseModel):
+            inner = section.model_dump()
         if isinstance(inner, str):
             inner = {"type": inner}
         raw[name] = dict(inner) if isinstance(inner, dict) else {}
@@ -249,7 +261,7 @@ def _typed(name: str, value: Value, base: Path) -> Value:
 
 def _model_paths(value: Value, base: Path) -> Value:
     if isinstance(value, str):
-        return value if ":" in value else str((base / value).resolve())
+        return _model_reference(value, base)
     if isinstance(value, list):
         return [_model_paths(item, base) for item in value]
     if isinstance(value, dict) and "values" in value:
@@ -286,8 +298,8 @@ def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any]) -
         section, raw, path = spec.Data, {"source": "-"}, ("max_length",)
     for parent, allowed in dimension.when.items():
         if parent != "model":
-            _put(raw, tuple(parent.split(".")), allowed[0])
-    _put(raw, path, value)
+            _put(raw, tuple(parent.split(".")), allowed[0], Training())
+    _put(raw, path, value, Training())
     try:
         section.model_validate(raw)
     except ValidationError as error:

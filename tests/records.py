@@ -58,7 +58,7 @@ HALF: tuple[Event, ...] = (
 )
 FAILED = TrialEnded("b4", "failed", failure=Failure("out_of_memory", "21 GiB were asked for\nand more"))
 DONE: tuple[Event, ...] = (*HALF, ended("a4", 0.8, 2), FAILED)
-PROMOTED = Promoted("a2", {"accuracy": 0.8}, {"accuracy": 0.7}, "s", "3")
+PROMOTED = Promoted("a2", 2, {"accuracy": 0.8}, {"accuracy": 0.7}, "s", "3")
 
 
 def record_of(*events: Event) -> SweepRecord:

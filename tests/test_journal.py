@@ -348,8 +348,8 @@ def test_checkpoints_come_and_go() -> None:
 
 
 def test_the_sweep_knows_its_runs_its_champion_and_its_end() -> None:
-    read_once = TestRead("a", "cd", {"accuracy": 0.4})
-    champion = Promoted("a", {"accuracy": 0.5}, {"accuracy": 0.4}, "bert", "1")
+    read_once = TestRead("a", 2, "cd", {"accuracy": 0.4})
+    champion = Promoted("a", 2, {"accuracy": 0.5}, {"accuracy": 0.4}, "bert", "1")
     record = record_of(
         *planned("a"), Tracked("", "run-0"), Tracked("a", "run-1"), read_once, champion, SessionEnded(0)
     )
@@ -372,3 +372,41 @@ def test_replaying_in_two_parts_equals_replaying_at_once(first: int) -> None:
     for entry in entries[first:]:
         record.apply(entry)
     assert record == replay(entries)
+
+
+def test_events_of_a_trial_whose_plan_was_lost_are_passed_over() -> None:
+    planned = TrialPlanned("a", "a", {}, {"epochs": 1}, 0)
+    end = TrialEnded("b", "finished", score=0.5)
+    plan = SweepPlanned("t", "f", "accuracy", "max", "best", "fp32", "cpu", ("a", "b"))
+    events: list[Event] = [planned, plan, UnitStarted("b", ("b", "a"), WORKER), end, Tracked("b", "r")]
+
+    record = replay(Entry(0.0, event) for event in events)
+
+    assert [trial.key for trial in record.current()] == ["a"]
+    assert record.trials["a"].state == "running"
+
+
+def test_a_foreign_file_among_the_segments_is_none(layout: Layout) -> None:
+    journal = Journal(layout, Owner("host", 1, 0.0, 1))
+    journal.close()
+    (layout.journal / "notes.jsonl").write_text("mine")
+
+    assert [segment.name for segment in layout.segments()] == ["000001.jsonl"]
+    assert layout.next_segment().name == "000002.jsonl"
+
+
+def test_an_edited_metric_ranks_the_trials_that_are_there() -> None:
+    keys = ("a", "b")
+    events: list[Event] = [TrialPlanned(key, key, {}, {"epochs": 2}, 0) for key in keys]
+    events.append(SweepPlanned("t", "f", "accuracy", "max", "best", "fp32", "cpu", keys))
+    for key, values in {"a": [(0.9, 0.5), (0.8, 0.1)], "b": [(0.7, 0.3), (0.6, 0.4)]}.items():
+        for epoch, (accuracy, loss) in enumerate(values, 1):
+            metrics = {"accuracy": accuracy, "loss": loss}
+            events.append(Evaluated(key, (key,), epoch, epoch, 0.0, 0.0, metrics, 0.0, 0.0, 1))
+        events.append(TrialEnded(key, "finished", epochs_done=2, best_epoch=1, score=values[0][0]))
+    by_accuracy = replay(Entry(0.0, event) for event in events)
+    events.append(SweepPlanned("t", "f", "loss", "min", "best", "fp32", "cpu", keys))
+    by_loss = replay(Entry(0.0, event) for event in events)
+
+    assert [(t.key, t.score, t.best_epoch) for t in by_accuracy.ranking()] == [("a", 0.9, 1), ("b", 0.7, 1)]
+    assert [(t.key, t.score, t.best_epoch) for t in by_loss.ranking()] == [("a", 0.1, 2), ("b", 0.3, 1)]

@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,51 +17,14 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep.events import Evaluated, Event, Suggested, TrialEnded, UnitStarted
+from finetune_sweep.events import Evaluated, Suggested, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
-from finetune_sweep.layout import Layout
+from tests.commands import TIMEOUT_S, command, layout, status, trials, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.conftest import WriteSweep
-
-TIMEOUT_S = 300
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def command(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> Result:
-    line = [sys.executable, "-m", "finetune_sweep", *map(str, arguments)]
-    done = subprocess.run(
-        line,
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def status(sweep: Path) -> Any:  # noqa: ANN401 - JSON
-    result = command("status", "--json", sweep, cwd=sweep.parent)
-    assert result.code == 0, result.err
-    return json.loads(result.out)
-
-
-def trials(sweep: Path) -> dict[str, Any]:
-    return {trial["key"]: trial for trial in status(sweep)["trials"]}
-
-
-def layout(sweep: Path, name: str = "tiny") -> Layout:
-    return Layout(sweep.parent / "runs", name)
 
 
 def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sweep: WriteSweep) -> None:
@@ -156,17 +119,28 @@ def cluster_with_8_gpus(tmp_path: Path) -> Iterator[str]:
             [ray, "start", "--head", "--include-dashboard=false", *options], env=env, stdout=log, stderr=log
         )
         try:
+            wait_until_it_listens(port)
             yield f"127.0.0.1:{port}"
         finally:
             head.send_signal(signal.SIGTERM)
             head.wait(60)
 
 
+def wait_until_it_listens(port: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "Ray did not start in time"
+            time.sleep(0.2)
+
+
 def test_eight_gpus_are_eight_slots_each_with_its_own_device(
     write_sweep: WriteSweep, cluster_with_8_gpus: str
 ) -> None:
     rates = ", ".join(f"{n}e-3" for n in range(1, 9))
-    space = f"{{learning_rate: [{rates}], epochs: [6]}}"
+    space = f"{{learning_rate: [{rates}], epochs: [40]}}"
     sweep = write_sweep(space=space, extra="device: cpu\nresources_per_trial: {cpu: 1, gpu: 1}\n")
     env = {"RAY_AUTH_MODE": "disabled"}
 
@@ -174,12 +148,13 @@ def test_eight_gpus_are_eight_slots_each_with_its_own_device(
 
     assert result.code == 0, result.err
     assert "8 at once" in result.out
-    workers = [entry.event.worker for entry in read(layout(sweep)) if isinstance(entry.event, UnitStarted)]
+    events = [entry.event for entry in read(layout(sweep))]
+    workers = [event.worker for event in events if isinstance(event, UnitStarted)]
     assert len(workers) == 8
-    assert {worker.cuda_visible_devices for worker in workers} <= set("01234567")
-    assert len({(worker.pid, worker.cuda_visible_devices) for worker in workers}) == len(
-        {w.pid for w in workers}
-    )
+    assert {worker.cuda_visible_devices for worker in workers} == set("01234567")
+    assert len({worker.pid for worker in workers}) == 8
+    first_end = next(at for at, event in enumerate(events) if isinstance(event, TrialEnded))
+    assert sum(isinstance(event, UnitStarted) for event in events[:first_end]) == 8
 
 
 def test_what_no_node_has_is_refused_before_anything_starts(write_sweep: WriteSweep) -> None:
@@ -269,13 +244,6 @@ def test_a_killed_search_that_learns_loses_no_suggestion_and_doubles_none(write_
     assert {trial["state"] for trial in after.values()} == {"finished"}
 
 
-def wait_for(sweep: Path, is_there: Callable[[list[Event]], bool]) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not is_there([entry.event for entry in read(layout(sweep))]):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
 def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: WriteSweep) -> None:
     from finetune_sweep.layout import SweepLock
 
@@ -297,21 +265,24 @@ def test_another_sweep_of_the_same_name_is_refused_naming_both(write_sweep: Writ
     assert "holds a sweep of the name 'tiny' with other data" in result.err
 
 
-def test_what_init_writes_runs_without_an_edit(reviews: Path, tmp_path: Path) -> None:
-    data = tmp_path / "reviews.csv"
-    data.write_text(reviews.read_text())
+def test_what_init_writes_runs_without_an_edit(tmp_path: Path) -> None:
+    """As pandas writes a frame by default: the index stands before the columns, and has no name."""
+    words = {"praise": ("good", "great", "fine", "lovely"), "blame": ("bad", "poor", "dull", "awful")}
+    things = ("film", "book", "song", "play", "game", "poem")
+    rows = [f"a {word} {thing},{label}" for thing in things for label in words for word in words[label]]
+    lines = [",text,label", *(f"{index},{row}" for index, row in enumerate(rows))]
+    (tmp_path / "reviews.csv").write_text("\n".join(lines))
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
-    written = command("init", "reviews.csv", cwd=tmp_path)
-    assert written.code == 0, written.err
-    fast = [
-        "--set",
-        "space.epochs=[1]",
-        "--set",
-        "space.learning_rate=[1e-4]",
-        "--cache",
-        str(tmp_path / "cache"),
-    ]
-    result = command("run", "reviews.yaml", *fast, cwd=tmp_path)
+    written = command("init", "reviews.csv", cwd=tmp_path, env=env)
+    assert (written.code, written.err) == (0, "")
+    result = command("run", "reviews.yaml", cwd=tmp_path, env=env)
+    assert (result.code, result.err) == (0, "")
 
-    assert result.code == 0, result.err
-    assert (tmp_path / "runs" / "reviews" / "best" / "model.safetensors").exists()
+    champion = tmp_path / "runs" / "reviews" / "best"
+    model, report = AutoModelForSequenceClassification.from_pretrained(champion, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert model.config.id2label == {0: "blame", 1: "praise"}
+    best = status(tmp_path / "reviews.yaml")["best"]
+    results = json.loads((champion / "eval_results.json").read_text())
+    assert (results["key"], results["validation"]) == (best["key"], best["metrics"])

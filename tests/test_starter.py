@@ -55,12 +55,43 @@ def refusal(data: Path, tmp_path: Path) -> str:
 
 
 def test_what_is_written_can_be_planned_without_an_edit(tmp_path: Path) -> None:
-    sweep = sweep_for(write_csv(tmp_path / "reviews.csv", reviews()), tmp_path)
+    sweep = sweep_for(write_csv(tmp_path / "reviews.csv", reviews(450)), tmp_path)
     plan = make_plan(sweep)
     assert len(plan.trials) == 18
     assert len(plan.units) == 6
     assert plan.classes == ("bad", "fair", "good")
+    assert plan.rows == {"train": 270, "validation": 90, "test": 90}
+
+
+def test_few_rows_get_a_small_space_and_the_file_says_why(tmp_path: Path) -> None:
+    plan = make_plan(sweep_for(write_csv(tmp_path / "reviews.csv", reviews()), tmp_path))
+    assert (len(plan.trials), len(plan.units)) == (8, 4)
     assert plan.rows == {"train": 72, "validation": 24, "test": 24}
+    assert "every combination is a trial; few, as rows are few" in (tmp_path / "sweep.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        (",text,label", "{0},{1},{2}"),
+        (" ,,text,label", "{0},{0},{1},{2}"),
+        ("\ntext,label", "{1},{2}"),
+        ("text,label\n", "{1},{2}\n"),
+    ],
+)
+def test_a_csv_may_have_columns_without_a_name_and_blank_lines(
+    header: str, row: str, tmp_path: Path
+) -> None:
+    lines = [header, *(row.format(*each.values()) for each in reviews())]
+    (tmp_path / "reviews.CSV").write_text("\n".join(lines))
+    sweep = sweep_for(tmp_path / "reviews.CSV", tmp_path)
+    assert sweep.data.columns == {"text": "text", "label": "label"}
+    assert make_plan(sweep).rows == {"train": 72, "validation": 24, "test": 24}
+
+
+def test_a_long_document_is_one_field(tmp_path: Path) -> None:
+    rows = [*reviews(), {"id": 120, "text": "word " * 40_000, "label": "good"}]
+    assert make_plan(sweep_for(write_csv(tmp_path / "long.csv", rows), tmp_path)).rows["train"] == 73
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])

@@ -51,7 +51,7 @@ def space(text: str) -> str:
 BAD = {
     "unknown key": (
         added("epoch: 3\n"),
-        "bad.yaml:14: epoch: unknown key 'epoch' (known: name, task, model, data, space, search, metric, training, seed, resources_per_trial, max_concurrent, device, selection, retries, keep_checkpoints, tracking, storage, cache)",
+        "bad.yaml:14: epoch: unknown key 'epoch' (known: name, task, model, data, space, search, metric, training, seed, resources_per_trial, max_concurrent, device, selection, retries, keep_checkpoints, min_free_bytes, tracking, storage, cache)",
     ),
     "word of another tool for the space": (
         replaced("space:", "parameters:"),
@@ -245,6 +245,26 @@ BAD = {
         replaced("space:\n  learning_rate: [5e-5, 3e-5]\n  epochs: [1, 2]", "space: nowhere.yaml"),
         "bad.yaml:7: space: there is no file 'nowhere.yaml'",
     ),
+    "length beyond the model": (
+        replaced("  columns:", "  max_length: 4096\n  columns:"),
+        "bad.yaml:6: data.max_length: data.max_length 4096: minilm-l6 takes at most 512 tokens",
+    ),
+    "length of the space beyond the model": (
+        space("data.max_length: [64, 4096]"),
+        "bad.yaml:9: space.data.max_length: data.max_length 4096: minilm-l6 takes at most 512 tokens",
+    ),
+    "model without its source": (
+        replaced("example:minilm-l6", "minilm-l6"),
+        "bad.yaml:3: model: a model is written as example:NAME, hub:organisation/name[@revision], ./folder or /folder, but got 'minilm-l6' (did you mean 'example:minilm-l6'?)",
+    ),
+    "MLflow at an unknown kind of address": (
+        added("tracking: {uri: nonsense://x}\n"),
+        "bad.yaml:14: tracking: uri must be a database (sqlite:///mlflow.db) or a server (http://...), got 'nonsense://x'",
+    ),
+    "registered model with a slash": (
+        added("tracking: {registered_model: a/b}\n"),
+        "bad.yaml:14: tracking: registered_model must not hold '/' or ':', which MLflow refuses, got 'a/b'",
+    ),
     "no YAML": (
         replaced("{type: grid}", "{type: grid"),
         "bad.yaml:11: this is not YAML: expected ',' or '}', but got ':', got 'metric: accuracy' (begun on line 10): a bracket or a comma is missing",
@@ -402,6 +422,14 @@ def test_a_configuration_takes_the_place_of_fixed_settings(tmp_path: Path) -> No
     assert (training.learning_rate, training.batch_size) == (1e-4, 8)
     assert training.early_stopping is not None
     assert training.early_stopping.patience == 2
+
+
+def test_a_nested_dimension_begins_with_the_default_of_its_section(tmp_path: Path) -> None:
+    sweep = load_sweep(write(tmp_path, space("lr_schedule.warmup_steps: [0, 5]")), check=check)
+
+    assert training_of(sweep, {"lr_schedule.warmup_steps": 5}).lr_schedule == Constant(
+        type="constant", warmup_steps=5
+    )
 
 
 def test_values_that_do_not_go_together_are_refused_with_the_configuration(tmp_path: Path) -> None:

@@ -186,8 +186,8 @@ def test_the_parent_run_shows_the_sweep_its_data_and_its_lock_file(layout: Layou
     journal = open_journal(layout)
     layout.resolved.write_text("name: bert\n")
     journal.append(*planned("a", "b"), *trained("a", 0.5), *trained("b", 0.75))
-    journal.append(TestRead("b", "cd", {"accuracy": 0.7}))
-    journal.append(Promoted("b", {"accuracy": 0.75}, {"accuracy": 0.7}, "bert", "3"), SessionEnded(0))
+    journal.append(TestRead("b", 1, "cd", {"accuracy": 0.7}))
+    journal.append(Promoted("b", 1, {"accuracy": 0.75}, {"accuracy": 0.7}, "bert", "3"), SessionEnded(0))
     mirror(layout, journal.entries)
     parent, children = runs_of(layout)
 

@@ -171,3 +171,24 @@ def trained_parameters(
     sizes = {name: prod(shape) for name, shape in shapes.items()}
     trained = sum(size for name, size in sizes.items() if not is_frozen(architecture.part_of(name), depth))
     return trained, sum(sizes.values())
+
+
+def check_length(config: Mapping[str, object], max_length: int, name: str) -> None:
+    """Positions beyond a model's table would end training with an index error.
+
+    Args:
+        config: The model's `config.json`.
+        max_length: Tokens of an input, at most.
+        name: What messages call the model.
+
+    Raises:
+        UserError: If the model has fewer positions.
+    """
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int):
+        return
+    if config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
+        padding = config.get("pad_token_id")
+        positions -= (padding if isinstance(padding, int) else 0) + 1  # their first positions are never used
+    if max_length > positions:
+        raise UserError(f"data.max_length {max_length}: {name} takes at most {positions} tokens")

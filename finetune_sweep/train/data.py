@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from finetune_sweep.errors import StorageError, UserError
+from finetune_sweep.errors import StorageError
 from finetune_sweep.layout import check_folder, explained, folder_aside, sha256
 from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded, load_tokenizer
+from finetune_sweep.train.architecture import check_length
 from finetune_sweep.train.cleaning import make_splits
 from finetune_sweep.train.rows import check_columns, read_rows
 from finetune_sweep.train.source import SplitName, locate, quiet
+from finetune_sweep.train.weights import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,7 +101,7 @@ def encode_split(
     Raises:
         UserError: The folder has no tokenizer, or the model takes fewer than `max_length` tokens.
     """
-    _check_length(folder, max_length)
+    check_length(read_config(folder), max_length, str(folder))
     files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
     used = [
         _FORMAT,
@@ -164,21 +166,6 @@ def _fingerprint(rows: Dataset) -> str:
         for row in zip(*(batch[name] for name in rows.column_names), strict=True):
             digest.update(_canonical(row))
     return digest.hexdigest()
-
-
-def _check_length(folder: Path, max_length: int) -> None:
-    """Positions beyond the table would end training with an index error; RoBERTa's first are never used."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: config.json cannot be read: {error}") from error
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(positions, int):
-        return
-    if config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
-        positions -= int(config.get("pad_token_id") or 0) + 1
-    if max_length > positions:
-        raise UserError(f"data.max_length {max_length}: {folder} takes at most {positions} tokens")
 
 
 @contextlib.contextmanager

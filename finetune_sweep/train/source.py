@@ -19,7 +19,7 @@ from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.layout import sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from datasets import Dataset
 
@@ -46,6 +46,7 @@ _READERS: Final = {
     ".ndjson": "json",
     ".parquet": "parquet",
 }
+_LONGEST_FIELD: Final = 2**31 - 1  # csv's own limit of 131,072 is below a long document
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
 
@@ -124,13 +125,36 @@ def locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
     return {"train": _one_file(path)}
 
 
+def reader_of(file: Path) -> str | None:
+    """Returns the format that a file's ending names, as `datasets` calls it; None for any other ending."""
+    return _READERS.get(file.suffix.lower())
+
+
+def separator_of(file: Path) -> str:
+    """Returns what separates the columns of a csv or tsv file."""
+    return "\t" if file.suffix.lower() == ".tsv" else ","
+
+
+def csv_rows(file: Path) -> Generator[list[str], None, None]:
+    """Reads a csv or tsv file row by row, the header first; blank lines are none.
+
+    Raises:
+        OSError, UnicodeDecodeError, csv.Error: It cannot be read.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        for row in csv.reader(lines, delimiter=separator_of(file)):
+            if len(row) > 1 or "".join(row).strip():
+                yield row
+
+
 def _one_file(file: Path) -> Part:
     if file.is_dir():
         return _split_folder(file)
     if not file.is_file():
         beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f"data: {file}: no such file or folder{nearest(file.name, beside)}")
-    if file.suffix not in _READERS:
+    if reader_of(file) is None:
         raise UserError(
             f"data: {file}: must be one of {', '.join(_READERS)}, got {file.suffix or 'no ending'}"
         )
@@ -143,7 +167,7 @@ def _in_folder(folder: Path) -> dict[SplitName, Part]:
     named: dict[SplitName, dict[str, list[Path]]] = {}
     for entry in entries:
         word = _SHARD.sub("", entry.stem if entry.is_file() else entry.name)
-        if word.lower() in _ALIASES and (entry.is_dir() or entry.suffix in _READERS):
+        if word.lower() in _ALIASES and (entry.is_dir() or reader_of(entry)):
             as_one = word + (entry.suffix if entry.is_file() else "/")
             named.setdefault(_ALIASES[word.lower()], {}).setdefault(as_one, []).append(entry)
     for split, found in named.items():
@@ -162,7 +186,7 @@ def _files_or_folder(paths: Sequence[Path]) -> Part:
 
 
 def _split_folder(folder: Path) -> Part:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix in _READERS]
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and reader_of(file)]
     texts = sorted(folder.glob("*/*.txt"))
     if texts and not files:
         return Files(str(folder), tuple(texts), by_class=True)
@@ -209,41 +233,54 @@ def _read_files(files: Sequence[Path], scratch: Path) -> Dataset:
 
     if not any(file.stat().st_size for file in files):
         raise UserError(f"{files[0]}: is empty")
-    reader = _READERS[files[0].suffix]
+    reader = reader_of(files[0])
     options: dict[str, object] = {}
+    nameless: list[str] = []
     if reader == "csv":
-        separator = "\t" if files[0].suffix == ".tsv" else ","
-        header = _csv_header(files[0], separator)
+        header = _csv_header(files)
+        names = [name if name.strip() else f"\n{place}" for place, name in enumerate(header)]
+        nameless = [name for name, written in zip(names, header, strict=True) if name != written]
         # All as text: no guess makes "None" a missing value, "007" a 7, or the labels of one chunk floats.
-        features = datasets.Features(dict.fromkeys(header, datasets.Value("string")))
-        options = {"sep": separator, "features": features, "keep_default_na": False}
+        features = datasets.Features(dict.fromkeys(names, datasets.Value("string")))
+        options = {"sep": separator_of(files[0]), "features": features, "keep_default_na": False}
+        options |= {"names": names, "header": 0}
     paths = [str(file) for file in files]
     try:
         with quiet():
-            return datasets.load_dataset(
+            table = datasets.load_dataset(
                 reader, data_files=paths, split="train", cache_dir=tempfile.mkdtemp(dir=scratch), **options
             )
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{files[0]}: cannot be read as {reader}: {_first_line(error)}") from error
+    return table.remove_columns(nameless)  # such as the index that pandas writes before the columns
 
 
-def _csv_header(file: Path, separator: str) -> list[str]:
-    """Returns the names of the columns.
+def _csv_header(files: Sequence[Path]) -> list[str]:
+    """Returns the names of the columns, "" for those without one.
 
     Raises:
-        UserError: There are none, or the first row has more fields: pandas would shift them silently.
+        UserError: There are none, the first row has more fields (pandas would shift them silently), or the
+            files differ in them.
     """
+    file = files[0]
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.reader(lines, delimiter=separator)
+        with contextlib.closing(csv_rows(file)) as rows:
             header, first = next(rows, []), next(rows, [])
+        for file in files[1:]:
+            with contextlib.closing(csv_rows(file)) as rows:
+                other = next(rows, header)
+            if other != header:
+                raise UserError(
+                    f"{file}: has the columns {', '.join(other)}, {files[0].name} has {', '.join(header)}"
+                )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{file}: cannot be read as csv: {error}") from error
+    file = files[0]
     if not first:
         raise UserError(f"{file}: has no rows; the first line must name the columns")
     if len(first) > len(header):
         raise UserError(f"{file}: row 1 has {len(first)} fields, the header {len(header)}: quote the texts")
-    repeated = [name for name, count in Counter(header).items() if count > 1]
+    repeated = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
     if repeated:
         raise UserError(f"{file}: the header names {repeated[0]!r} more than once")
     return header

@@ -134,7 +134,9 @@ def _unknown(reference: str, base: Path) -> str:
     return f"a model is written as {forms}, but got '{reference}'{hint}"
 
 
+@functools.lru_cache(maxsize=64)
 def _download(reference: str) -> Path:
+    """Asks the hub once a process: the commit that a branch led to first is the one for all trials."""
     from huggingface_hub import errors, snapshot_download
 
     parts = _HUB.fullmatch(reference)

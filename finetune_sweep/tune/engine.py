@@ -7,11 +7,13 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
+from urllib.parse import urlsplit
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Resources, Sweep
@@ -34,6 +36,8 @@ _DRIVER_ENVIRONMENT: Final = {
 }
 """What Ray reads from the environment: no telemetry, workers of ordinary priority, no files and no signal handlers
 of Tune's own."""
+_REACH_S: Final = 5.0
+_ADDRESSES: Final = "auto, HOST:PORT or ray://HOST:PORT"
 
 
 class Engine:
@@ -123,11 +127,13 @@ class Engine:
                 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
             else:
+                check_reachable(self._address)
                 try:
                     ray.init(address=self._address, **quiet)
                 except (ConnectionError, RuntimeError, ValueError) as error:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
                     raise UserError(
-                        f"--address {self._address}: no Ray cluster could be joined: {error}"
+                        f"--address {self._address}: no Ray cluster could be joined: {reason}"
                     ) from error
         self._is_started = True
         _protect_token()
@@ -149,6 +155,43 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+
+
+def check_reachable(address: str) -> None:
+    """Knocks at a Ray cluster's door: Ray itself would wait there for minutes, warning line by line.
+
+    Args:
+        address: `auto`, `HOST:PORT` or `ray://HOST:PORT`.
+
+    Raises:
+        UserError: If nothing listens there, or `auto` finds no running Ray.
+    """
+    found = _running_address() if address == "auto" else address
+    said = address if found == address else f"{address} ({found})"
+    try:
+        parts = urlsplit(found if "://" in found else f"//{found}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"--address {said}: must be {_ADDRESSES}: {error}") from error
+    if host is None or port is None:
+        raise UserError(f"--address {said}: must be {_ADDRESSES}")
+    try:
+        socket.create_connection((host, port), _REACH_S).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--address {said}: no Ray cluster answers there: {reason}") from error
+
+
+def _running_address() -> str:
+    """Where Ray's `auto` leads: to RAY_ADDRESS, or to what was last started on this machine."""
+    from ray._private.services import get_ray_address_from_environment
+
+    try:
+        return str(get_ray_address_from_environment("auto", None))
+    except ConnectionError as error:
+        raise UserError(
+            "--address auto: no Ray runs on this machine; give HOST:PORT, or leave --address out"
+        ) from error
 
 
 def count_slots(nodes: Sequence[Mapping[str, float]], resources: Resources) -> int:

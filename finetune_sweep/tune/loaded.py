@@ -84,16 +84,28 @@ class Loaded:
             raise TrialError(str(error)) from error
 
     def pretrained(self, model: str) -> Pretrained:
-        """A model with the task's head. Only the last one that was asked for stays in memory."""
+        """A model with the task's head. Only the last one that was asked for stays in memory.
+
+        Raises:
+            TrialError: If it is no longer what the plan was made from.
+        """
         folder = weights.locate(model, Path(), self._cache)
         if self._pretrained is None or self._pretrained.folder != folder:
             self._pretrained = None
+            self._check_model(model, folder)
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
             pad = load_tokenizer(folder).pad_token_id
             self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
         return self._pretrained
+
+    def _check_model(self, model: str, folder: Path) -> None:
+        planned, found = self._plan.models[model], weights.fingerprint(folder)
+        if found != planned:
+            raise TrialError(
+                f"the model {model} changed since the plan: its fingerprint was {planned}, now it is {found} ({folder})"
+            )
 
     def encoded(self, split: str, folder: Path, max_length: int) -> Encoded:
         """A split in the tokens of a model."""

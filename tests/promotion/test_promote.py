@@ -71,9 +71,11 @@ def test_the_best_trial_lies_in_best_as_any_checkpoint(promoted: Opened) -> None
 
 def test_what_is_journalled_is_what_was_measured(promoted: Opened) -> None:
     winner, tested = promoted.ranking[0], promoted.journal.record.test_reads[0]
-    last = Promoted(winner.key, winner.metrics, tested.metrics, "tiny classifier", "")
+    last = Promoted(
+        winner.key, promote.epoch_of(winner), winner.metrics, tested.metrics, "tiny classifier", ""
+    )
     happened = [event for event in promoted.events if isinstance(event, TestIntended | TestRead | Promoted)]
-    assert happened == [TestIntended(winner.key, tested.fingerprint), tested, last]
+    assert happened == [TestIntended(winner.key, promote.epoch_of(winner), tested.fingerprint), tested, last]
     assert set(tested.metrics) == {"accuracy", "macro_f1", "f1", "mcc", "auroc", "loss"}
     results = promoted.results()
     assert (results["key"], results["validation"], results["test"]) == (
@@ -165,7 +167,14 @@ def test_a_dry_run_verifies_and_keeps_nothing(sweep: Opened) -> None:
         return function(*args, **kwargs)
 
     would = sweep.promote(counting, Options(dry_run=True))
-    assert would == Promoted(sweep.ranking[0].key, sweep.ranking[0].metrics, {}, "tiny classifier", "")
+    assert would == Promoted(
+        sweep.ranking[0].key,
+        promote.epoch_of(sweep.ranking[0]),
+        sweep.ranking[0].metrics,
+        {},
+        "tiny classifier",
+        "",
+    )
     assert calls == [assembly.assemble, assembly.evaluate_folder]
     assert tree(sweep.layout.root) == before
     assert [path.name for path in sweep.layout.root.glob(".best*")] == []
@@ -301,21 +310,31 @@ def test_a_folder_without_its_class_names_or_weights_is_refused(promoted: Opened
 
 def test_a_later_champion_does_not_read_the_test_split(promoted: Opened) -> None:
     first, second = (trial.key for trial in promoted.ranking[:2])
+    at = f"{first} at epoch {promote.epoch_of(promoted.ranking[0])}"
     again = promoted.promote(here, Options(key=second))
     assert again.test_metrics == {}
     assert promoted.results()["test"] is None
-    assert (
-        f"**Test.** Not read for this model: it was read for an earlier champion ({first})" in promoted.card()
-    )
+    assert f"**Test.** Not read for this model: it was read for an earlier champion ({at})" in promoted.card()
 
     tested = promoted.promote(here, Options(key=second, again=True))
     assert [event.key for event in promoted.journal.record.test_reads] == [first, second]
     assert promoted.results()["test"] == tested.test_metrics != {}
-    assert f"It was also read for {first}, so it is no longer untouched." in promoted.card()
+    assert f"It was also read for {at}, so it is no longer untouched." in promoted.card()
 
     back = promoted.promote(here, Options(key=first, again=True))
     assert len(promoted.journal.record.test_reads) == 2
     assert back.test_metrics == promoted.journal.record.test_reads[0].metrics
+
+
+def test_an_edited_metric_promotes_the_weights_of_the_epoch_that_now_counts(promoted: Opened) -> None:
+    winner = promoted.ranking[0]
+    before = (promoted.layout.best / "model.safetensors").read_bytes()
+    other = next(e.epoch for e in winner.evaluations if e.epoch != winner.best_epoch)
+    winner.best_epoch = other
+
+    assert promote.pending(promoted.plan, promoted.journal, promoted.layout, Options()) is winner
+    assert promote.epoch_of(winner) == other
+    assert (promoted.layout.best / "model.safetensors").read_bytes() == before
 
 
 def test_an_intent_alone_counts_as_a_look_at_the_test_split(sweep: Opened) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from finetune_sweep import registry
+from finetune_sweep import promote, registry
 from finetune_sweep.errors import TrackingError, UserError
 from finetune_sweep.events import Promoted, Tracked
 from finetune_sweep.mlflow_store import make_client
@@ -93,7 +93,8 @@ def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Ope
 
     tracked.promote(here, Options(key=first))
     assert register(tracked).version == "1"
-    tracked.journal.append(replace(cast("Promoted", tracked.journal.record.promoted), key=second, version=""))
+    last, epoch = cast("Promoted", tracked.journal.record.promoted), promote.epoch_of(tracked.ranking[1])
+    tracked.journal.append(replace(last, key=second, epoch=epoch, version=""))
     assert register(tracked).version == "2"
     assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
 

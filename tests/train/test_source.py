@@ -42,6 +42,51 @@ def test_csv_values_are_taken_as_they_stand(tmp_path: Path) -> None:
     assert found.classes == ("1", "NA")
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        (",text,label", "{0},{1},{2}"),
+        (",Unnamed: 0,text,label", "{0},{0},{1},{2}"),
+        (",,text,label, ", "{0},{0},{1},{2},"),
+        ("\ntext,label", "{1},{2}"),
+        ("  \n\ntext,label\n", "{1},{2}\n"),
+        ("\ufeff,text,label\r\n", "{0},{1},{2}\r\n\r"),
+    ],
+)
+def test_a_csv_may_have_columns_without_a_name_and_blank_lines(
+    tmp_path: Path, header: str, row: str
+) -> None:
+    rows = examples(40)
+    lines = [header, *(row.format(place, *(r["text"], r["label"])) for place, r in enumerate(rows))]
+    (tmp_path / "all.CSV").write_text("\n".join(lines), encoding="utf-8")
+    write_jsonl(tmp_path / "same.JSONL", rows)
+    found = prepared(tmp_path, Data(source="all.CSV"))
+    assert found.fingerprints == prepared(tmp_path, Data(source="same.JSONL")).fingerprints
+
+
+def test_a_folder_takes_endings_in_upper_case(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "data/Train.JSONL", examples(9))
+    write_jsonl(tmp_path / "data/DEV.JSONL", examples(4, 100))
+    assert sizes(prepared(tmp_path, Data(source="data", split=Split(test=0)))) == {"train": 9, "validation": 4}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_long_document_is_one_field(tmp_path: Path, place: int) -> None:
+    texts = [f"text {row}" + " and more" * 20_000 * (row == place) for row in range(40)]
+    rows = [f"{text},{'ab'[row % 2]}" for row, text in enumerate(texts)]
+    (tmp_path / "long.csv").write_text("\n".join(["text,label", *rows]))
+    found = prepared(tmp_path, Data(source="long.csv"))
+    assert sum(sizes(found).values()) == 40
+
+
+def test_shards_with_other_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-00000-of-00002.csv").write_text("text,label\na,x\n")
+    (tmp_path / "data/train-00001-of-00002.csv").write_text("label,text\nx,a\n")
+    with pytest.raises(UserError, match="00001-of-00002.csv: has the columns label, text, train-0.* text, label"):
+        prepared(tmp_path, Data(source="data"))
+
+
 def test_a_folder_of_split_files_goes_by_their_other_names(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data/train.jsonl", examples(9))
     write_jsonl(tmp_path / "data/dev.jsonl", examples(4, 100))
@@ -107,6 +152,8 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
         ("a.jsonl", "", "is empty"),
         ("a.json", "[]", "has no rows|no data"),
         ("a.parquet", "PAR1", "cannot be read as parquet"),
+        ("a.csv", ",text,,text\n0,a,,b\n", "names 'text' more than once"),
+        ("a.csv", "\n\ntext,label\n\n", "has no rows"),
         ("a.xml", "<a/>", r"must be one of \.csv, .* got \.xml"),
     ],
 )

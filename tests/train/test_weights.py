@@ -255,6 +255,22 @@ def test_a_model_of_the_hub_comes_without_pickles_and_without_what_lies_deeper(
     assert weights.fingerprint(found) == weights.fingerprint(folder)
 
 
+def test_the_hub_is_asked_once_however_often_a_model_is_located(folder: Path, tmp_path: Path) -> None:
+    with hub_of(folder) as (endpoint, _):
+        code = """
+from pathlib import Path
+from finetune_sweep.train import weights
+first = weights.locate("hub:org/tiny", Path("."), Path("."))
+import huggingface_hub
+huggingface_hub.snapshot_download = None
+print(weights.locate("hub:org/tiny", Path("."), Path(".")) == first)
+"""
+        settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub")}
+        environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"} | settings
+        said = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert said.strip() == "True"
+
+
 def test_a_model_that_the_hub_does_not_have_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     with hub_of(folder) as (endpoint, _):
         unknown = locate_at(endpoint, "hub:org/other", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnde
 from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.train import weights
 from finetune_sweep.tune import resume
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
@@ -177,3 +179,23 @@ def test_a_storage_that_refuses_ends_the_sweep_and_no_trial(plan: Plan, tmp_path
 
     with pytest.raises(StorageError, match="could not be written"):
         all_of(start(plan, Layout(tmp_path, "tiny")))
+
+
+def test_a_model_that_changed_since_the_plan_ends_the_trials_naming_both(
+    write_sweep: WriteSweep, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    plan = make_plan(load_sweep(write_sweep(space=SPACE, model=str(model))))
+    config = model / "config.json"
+    config.write_text(config.read_text().replace('"layer_norm_eps": 1e-12', '"layer_norm_eps": 1e-06'))
+    now = weights.fingerprint(model)
+
+    ended = ends(all_of(start(plan, Layout(tmp_path, "tiny"))))
+
+    assert now != plan.models[str(model)]
+    assert {end.state for end in ended} == {"failed"}
+    failure = ended[0].failure
+    assert failure is not None
+    assert failure.kind == "fault"
+    assert f"its fingerprint was {plan.models[str(model)]}, now it is {now}" in failure.message
