@@ -103,7 +103,8 @@ class UnitStarted:
 class Evaluated:
     """An evaluation of a trajectory, for all of its trials that reach this epoch.
 
-    `metrics` are those of the validation split; times are seconds.
+    `metrics` are those of the validation split, `train_metrics` those of the training examples, each at the moment
+    it was trained on; times are seconds.
     """
 
     unit: str
@@ -113,6 +114,7 @@ class Evaluated:
     train_loss: float
     learning_rate: float
     metrics: Metrics
+    train_metrics: Metrics
     train_seconds: float
     eval_seconds: float
     micro_batch: int

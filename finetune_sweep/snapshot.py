@@ -119,6 +119,7 @@ def _evaluation_points(trial: TrialRecord) -> Iterator[Point]:
     for event, moment in zip(trial.evaluations, trial.evaluation_times, strict=True):
         values = {
             **{f"validation_{name}": value for name, value in event.metrics.items()},
+            **{f"train_{name}": value for name, value in event.train_metrics.items()},
             "train_loss": event.train_loss,
             "learning_rate": event.learning_rate,
             "train_seconds": event.train_seconds,

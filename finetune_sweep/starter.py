@@ -118,7 +118,10 @@ def _peeked_file(data: Path) -> Path | None:
     if data.is_file():
         return data
     files = [
-        file for pattern in ("*", "*/*") for file in sorted(data.glob(pattern)) if file.suffix.lower() in _SUFFIXES
+        file
+        for pattern in ("*", "*/*")
+        for file in sorted(data.glob(pattern))
+        if file.suffix.lower() in _SUFFIXES
     ]
     training = [file for file in files if str(file.relative_to(data)).lower().startswith("train")]
     return next(iter([*training, *files]), None)

@@ -32,7 +32,17 @@ def planned(key: str, rate: float, epochs: int) -> TrialPlanned:
 
 def evaluated(keys: Sequence[str], epoch: int, accuracy: float) -> Evaluated:
     return Evaluated(
-        keys[-1], tuple(keys), epoch, 10 * epoch, 0.5, 1e-4, {"accuracy": accuracy}, 9.0, 1.0, 16
+        keys[-1],
+        tuple(keys),
+        epoch,
+        10 * epoch,
+        0.5,
+        1e-4,
+        {"accuracy": accuracy},
+        {"accuracy": 0.9},
+        9.0,
+        1.0,
+        16,
     )
 
 

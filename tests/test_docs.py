@@ -239,7 +239,7 @@ def test_the_keys_of_status_json_are_documented() -> None:
         TrialPlanned("a", "a", {}, {"epochs": 1}, 0),
         TrialPlanned("b", "b", {}, {"epochs": 1}, 0),
         SweepPlanned("text-classification", "f", "accuracy", "max", "best", "fp32", "cpu", ("a",)),
-        Evaluated("a", ("a",), 1, 1, 1.0, 1.0, metrics, 1.0, 1.0, 1),
+        Evaluated("a", ("a",), 1, 1, 1.0, 1.0, metrics, metrics, 1.0, 1.0, 1),
         TrialEnded("a", "finished", 1, 1, 1.0),
     ]
     view = report.status(replay(Entry(0.0, event) for event in events), "s", locked=False).to_json()

@@ -59,7 +59,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys([*texts, "key", "registered_model"], words),
     **dict.fromkeys(counts, whole),
     **dict.fromkeys(["train_loss", "learning_rate", "train_seconds", "eval_seconds"], floats),
-    **dict.fromkeys(["metrics", "test_metrics"], metrics),
+    **dict.fromkeys(["metrics", "test_metrics", "train_metrics"], metrics),
     **dict.fromkeys(["config", "params"], st.dictionaries(words, values, max_size=3)),
     **dict.fromkeys(["best_epoch", "stopped_early_at"], st.none() | whole),
     "keys": st.lists(words, max_size=3).map(tuple),
@@ -136,9 +136,8 @@ def planned(*keys: str) -> list[Event]:
 
 
 def evaluated(key: str, epoch: int, accuracy: float, loss: float = 0.5) -> Evaluated:
-    return Evaluated(
-        key, (key,), epoch, 10 * epoch, loss, 2e-5, {"accuracy": accuracy, "loss": loss}, 1.0, 0.5, 16
-    )
+    metrics = {"accuracy": accuracy, "loss": loss}
+    return Evaluated(key, (key,), epoch, 10 * epoch, loss, 2e-5, metrics, metrics, 1.0, 0.5, 16)
 
 
 def finished(key: str, score: float, best_epoch: int = 1, epochs: int = 1) -> TrialEnded:
@@ -402,7 +401,7 @@ def test_an_edited_metric_ranks_the_trials_that_are_there() -> None:
     for key, values in {"a": [(0.9, 0.5), (0.8, 0.1)], "b": [(0.7, 0.3), (0.6, 0.4)]}.items():
         for epoch, (accuracy, loss) in enumerate(values, 1):
             metrics = {"accuracy": accuracy, "loss": loss}
-            events.append(Evaluated(key, (key,), epoch, epoch, 0.0, 0.0, metrics, 0.0, 0.0, 1))
+            events.append(Evaluated(key, (key,), epoch, epoch, 0.0, 0.0, metrics, metrics, 0.0, 0.0, 1))
         events.append(TrialEnded(key, "finished", epochs_done=2, best_epoch=1, score=values[0][0]))
     by_accuracy = replay(Entry(0.0, event) for event in events)
     events.append(SweepPlanned("t", "f", "loss", "min", "best", "fp32", "cpu", keys))

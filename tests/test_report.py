@@ -45,7 +45,7 @@ def planned(key: str, rate: float, epochs: int, schedule: str = "constant") -> T
 
 def evaluated(keys: Sequence[str], epoch: int, accuracy: float) -> Evaluated:
     metrics = {"accuracy": accuracy, "loss": 1 - accuracy}
-    return Evaluated(keys[-1], tuple(keys), epoch, 10 * epoch, 0.5, 1e-4, metrics, 9.0, 1.0, 16)
+    return Evaluated(keys[-1], tuple(keys), epoch, 10 * epoch, 0.5, 1e-4, metrics, metrics, 9.0, 1.0, 16)
 
 
 def ended(key: str, score: float, epoch: int) -> TrialEnded:

@@ -89,7 +89,7 @@ def planned(*keys: str, **params: str) -> list[Event]:
 
 def evaluated(key: str, epoch: int, accuracy: float, loss: float = 0.5) -> Evaluated:
     metrics = {"accuracy": accuracy, "loss": loss}
-    return Evaluated(key, (key,), epoch, 10 * epoch, loss, 2e-5, metrics, 1.5, 0.5, 16)
+    return Evaluated(key, (key,), epoch, 10 * epoch, loss, 2e-5, metrics, metrics, 1.5, 0.5, 16)
 
 
 def trained(key: str, *scores: float) -> list[Event]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import numpy as np
@@ -70,7 +71,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
     """
     while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
         started = time.perf_counter()
-        train_loss = _train_epoch(job, state)
+        train_loss, train_metrics = _train_epoch(job, state)
         trained = time.perf_counter()
         predictions = evaluate(
             state.model,
@@ -89,6 +90,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
             train_loss=train_loss,
             learning_rate=state.optimizer.param_groups[0]["lr"],
             metrics=metrics,
+            train_metrics=train_metrics,
             train_seconds=trained - started,
             eval_seconds=time.perf_counter() - trained,
             micro_batch=state.micro_batch,
@@ -140,10 +142,22 @@ def evaluate(
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 
 
-def _train_epoch(job: Job, state: LoopState) -> float:
-    """Moves the state on by one epoch; returns the mean loss of the training examples.
+@dataclass(frozen=True)
+class _Seen:
+    """What the model said of a micro-batch while it was trained on it, with the right labels."""
 
-    Losses stay on an accelerator until the end of the epoch: reading each would make it wait for every step.
+    logits: Tensor
+    batch: Batch
+
+
+def _train_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
+    """Moves the state on by one epoch.
+
+    Losses and logits stay on an accelerator until the end of the epoch: reading each would make it wait for every
+    step.
+
+    Returns:
+        The mean loss of the training examples, and the task's metrics of them, each as it was when it was trained on.
     """
     epoch = state.epoch + 1
     layers.train_mode(state.model, job.arch, job.depth)
@@ -151,21 +165,25 @@ def _train_epoch(job: Job, state: LoopState) -> float:
     size, settings = job.settings.batch_size, job.settings
     total_steps = settings.epochs * math.ceil(len(order) / size)
     losses: list[Tensor] = []
+    seen: list[_Seen] = []
     for first in range(0, len(order), size):
         rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, state.step, total_steps)
         optim.set_learning_rate(state.optimizer, rate)
-        losses.append(_train_step(job, state, order[first : first + size]))
+        loss, outputs = _train_step(job, state, order[first : first + size])
+        losses.append(loss)
+        seen += outputs
         if job.device == "cpu":
             _check_loss(losses[-1].item(), epoch, state.step)
     state.epoch = epoch
     mean = float(torch.stack(losses).cpu().double().sum()) / len(order)
     _check_loss(mean, epoch, state.step)
-    return mean
+    predictions = Predictions.join([job.task.predict(part, part.batch) for part in seen], order)
+    return mean, job.task.score(predictions, job.classes)
 
 
-def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> Tensor:
-    """Takes one optimizer step, in micro-batches that fit into memory; returns the sum of the losses."""
-    while (loss := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
+def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[_Seen]]:
+    """Takes one optimizer step, in micro-batches that fit into memory; returns what `_accumulate` does."""
+    while (computed := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
         state.optimizer.zero_grad(set_to_none=True)
         micro_batch = min(state.micro_batch, len(rows))
         if micro_batch == 1:
@@ -176,22 +194,25 @@ def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> Tensor:
         # The first step allocates the moments; what a smaller micro-batch would save is free by then.
         raise TrialError("out of memory for the state of the optimizer", "out_of_memory")
     state.step = step
-    return loss
+    return computed
 
 
-def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> Tensor:
-    """Computes the gradient of the mean loss of a batch; returns the sum of the losses."""
+def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[_Seen]]:
+    """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and the outputs."""
     state.optimizer.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
+    seen: list[_Seen] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
         batch = _to_device(job.task.collate(job.train, part, job.pad_token_id), job.device)
         # Dropout layers draw from the process's generator and take no other.
         torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
-        loss = job.task.losses(_forward(state.model, batch, job.device, job.precision), batch).sum()
+        output = _forward(state.model, batch, job.device, job.precision)
+        loss = job.task.losses(output, batch).sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-    return torch.stack(losses).sum()
+        seen.append(_Seen(output.logits.detach(), {"labels": batch["labels"]}))
+    return torch.stack(losses).sum(), seen
 
 
 def _update(job: Job, state: LoopState) -> int:

@@ -106,6 +106,13 @@ def locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
     Raises:
         UserError: There is no such source, or it does not say what is the training split.
     """
+    try:
+        return _locate(data, base, cache)
+    except OSError as error:
+        raise UserError(f"data: {error.filename}: {error.strerror}") from error
+
+
+def _locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
     source = data.source
     if data.files is not None:
         named = {

@@ -68,6 +68,7 @@ class Evaluation:
         train_loss: Mean over the epoch of the loss of each example at the moment it was trained on.
         learning_rate: That of the last step.
         metrics: Of the validation split, with `loss`.
+        train_metrics: The same of the training examples, each at the moment it was trained on, so with dropout.
         train_seconds: Wall time of training this epoch.
         eval_seconds: Wall time of this evaluation.
         micro_batch: Examples computed at once, at most.
@@ -80,6 +81,7 @@ class Evaluation:
     train_loss: float
     learning_rate: float
     metrics: Mapping[str, float]
+    train_metrics: Mapping[str, float]
     train_seconds: float = field(compare=False)
     eval_seconds: float = field(compare=False)
     micro_batch: int

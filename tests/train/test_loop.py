@@ -50,6 +50,7 @@ def test_the_training_loss_is_the_mean_over_the_examples() -> None:
     evaluations, _ = trained(job, model)
     predictions = evaluate(model, job.task, job.train, device="cpu", precision="fp32", pad_token_id=0)
     assert evaluations[0].train_loss == pytest.approx(predictions.losses.mean(), abs=1e-6)
+    assert evaluations[0].train_metrics == pytest.approx(job.task.score(predictions, job.classes), abs=1e-6)
 
 
 def test_the_learning_rate_is_that_of_the_last_step() -> None:
