@@ -30,22 +30,73 @@ class Bad:
 
 
 BAD = {
-    "missing column": Bad({"d.csv": GOOD.replace("verdict", "verdicts")}, "d.csv", ""),
-    "one class only": Bad({"d.csv": GOOD.replace(",b", ",a")}, "d.csv", ""),
-    "empty file": Bad({"d.csv": ""}, "d.csv", ""),
-    "header only": Bad({"d.csv": "review,verdict\n"}, "d.csv", ""),
-    "label missing in a row": Bad({"d.csv": GOOD.replace("number 7,b", "number 7,")}, "d.csv", ""),
-    "not a csv": Bad({"d.csv": b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe"}, "d.csv", ""),
-    "not json": Bad({"d.jsonl": GOOD}, "d.jsonl", ""),
-    "a row with a comma in its text": Bad({"d.csv": GOOD + "a text, unquoted,a\n"}, "d.csv", ""),
-    "nothing there": Bad({"data.csv": GOOD}, "dat.csv", ""),
-    "a file where a folder should be": Bad({"d.csv": GOOD}, "d.csv/train.csv", ""),
-    "folder without splits": Bad({"d/one.csv": GOOD, "d/two.csv": GOOD}, "d", ""),
-    "folder without train": Bad({"d/validation.csv": GOOD, "d/test.csv": GOOD}, "d", ""),
-    "unknown suffix": Bad({"d.xlsx": GOOD}, "d.xlsx", ""),
-    "duplicate header": Bad({"d.csv": GOOD.replace("review,", "verdict,")}, "d.csv", ""),
-    "class only in validation": Bad({"d/train.csv": GOOD, "d/dev.csv": GOOD + "a text,c\n"}, "d", ""),
-    "too few rows": Bad({"d.csv": "".join(GOOD.splitlines(keepends=True)[:9])}, "d.csv", ""),
+    "missing column": Bad(
+        {"d.csv": GOOD.replace("verdict", "verdicts")},
+        "d.csv",
+        "d.csv: has no column 'verdict', it has review, verdicts (did you mean 'verdicts'?); say `columns: {label: NAME}`",
+    ),
+    "one class only": Bad(
+        {"d.csv": GOOD.replace(",b", ",a")},
+        "d.csv",
+        "classification needs at least two classes, the training rows have only 'a'",
+    ),
+    "empty file": Bad({"d.csv": ""}, "d.csv", "d.csv: is empty"),
+    "header only": Bad(
+        {"d.csv": "review,verdict\n"}, "d.csv", "d.csv: has no rows; the first line must name the columns"
+    ),
+    "label missing in a row": Bad(
+        {"d.csv": GOOD.replace("number 7,b", "number 7,")}, "d.csv", "d.csv: row 8 of train has no label"
+    ),
+    "not a csv": Bad(
+        {"d.csv": b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe"},
+        "d.csv",
+        "d.csv: cannot be read as csv: 'utf-8' codec can't decode byte 0x89 in position 0: invalid start byte",
+    ),
+    "not json": Bad(
+        {"d.jsonl": GOOD},
+        "d.jsonl",
+        "d.jsonl: cannot be read as json: JSON parse error: Invalid value. in row 0",
+    ),
+    "a row with a comma in its text": Bad(
+        {"d.csv": GOOD + "a text, unquoted,a\n"},
+        "d.csv",
+        "d.csv: cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 42, saw 3",
+    ),
+    "nothing there": Bad(
+        {"data.csv": GOOD}, "dat.csv", "data: dat.csv: no such file or folder (did you mean 'data.csv'?)"
+    ),
+    "a file where a folder should be": Bad(
+        {"d.csv": GOOD}, "d.csv/train.csv", "data: d.csv/train.csv: no such file or folder"
+    ),
+    "a path that no system has": Bad({}, "d" * 300, f"data: {'d' * 300}: File name too long"),
+    "folder without splits": Bad(
+        {"d/one.csv": GOOD, "d/two.csv": GOOD},
+        "d",
+        "data: d: holds one.csv, two.csv: name them train, validation and test, or say `files: {train: ...}`",
+    ),
+    "folder without train": Bad(
+        {"d/validation.csv": GOOD, "d/test.csv": GOOD}, "d", "data: d: has test, validation and no train"
+    ),
+    "unknown suffix": Bad(
+        {"d.xlsx": GOOD},
+        "d.xlsx",
+        "data: d.xlsx: must be one of .csv, .tsv, .json, .jsonl, .ndjson, .parquet, got .xlsx",
+    ),
+    "duplicate header": Bad(
+        {"d.csv": GOOD.replace("review,", "verdict,")},
+        "d.csv",
+        "d.csv: the header names 'verdict' more than once",
+    ),
+    "class only in validation": Bad(
+        {"d/train.csv": GOOD, "d/dev.csv": "review,verdict\nnew,a\nother,c\n"},
+        "d",
+        "d/dev.csv: class 'c' is in validation (1 rows) and not in train, which has a, b",
+    ),
+    "too few rows": Bad(
+        {"d.csv": "".join(GOOD.splitlines(keepends=True)[:9])},
+        "d.csv",
+        "d.csv: split.test 0.1 of 8 rows is 1, 2 are needed: raise it, give a file of this split, or set it to 0",
+    ),
 }
 
 

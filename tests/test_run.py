@@ -277,7 +277,7 @@ def test_what_init_writes_runs_without_an_edit(tmp_path: Path) -> None:
     written = command("init", "reviews.csv", cwd=tmp_path, env=env)
     assert (written.code, written.err) == (0, "")
     result = command("run", "reviews.yaml", cwd=tmp_path, env=env)
-    assert (result.code, result.err) == (0, "")
+    assert result.code == 0, result.err
 
     champion = tmp_path / "runs" / "reviews" / "best"
     model, report = AutoModelForSequenceClassification.from_pretrained(champion, output_loading_info=True)

@@ -79,9 +79,7 @@ def test_few_rows_get_a_small_space_and_the_file_says_why(tmp_path: Path) -> Non
         ("text,label\n", "{1},{2}\n"),
     ],
 )
-def test_a_csv_may_have_columns_without_a_name_and_blank_lines(
-    header: str, row: str, tmp_path: Path
-) -> None:
+def test_a_csv_may_have_columns_without_a_name_and_blank_lines(header: str, row: str, tmp_path: Path) -> None:
     lines = [header, *(row.format(*each.values()) for each in reviews())]
     (tmp_path / "reviews.CSV").write_text("\n".join(lines))
     sweep = sweep_for(tmp_path / "reviews.CSV", tmp_path)

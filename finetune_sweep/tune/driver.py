@@ -62,6 +62,8 @@ class Driver:
             if not count or (deadline is not None and time.monotonic() > deadline):
                 return
             self._fit(UnitSearcher(self._assignments(units), deadline), count)
+        if deadline is not None and time.monotonic() > deadline:
+            return  # what the limit of time kept from starting was not lost
         lost = remaining(self.plan, self.journal.record, self.failures)
         failure = Failure("lost_worker", f"the worker was lost {self.plan.sweep.retries + 1} times")
         self.journal.append(

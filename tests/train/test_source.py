@@ -53,9 +53,7 @@ def test_csv_values_are_taken_as_they_stand(tmp_path: Path) -> None:
         ("\ufeff,text,label\r\n", "{0},{1},{2}\r\n\r"),
     ],
 )
-def test_a_csv_may_have_columns_without_a_name_and_blank_lines(
-    tmp_path: Path, header: str, row: str
-) -> None:
+def test_a_csv_may_have_columns_without_a_name_and_blank_lines(tmp_path: Path, header: str, row: str) -> None:
     rows = examples(40)
     lines = [header, *(row.format(place, *(r["text"], r["label"])) for place, r in enumerate(rows))]
     (tmp_path / "all.CSV").write_text("\n".join(lines), encoding="utf-8")
@@ -67,7 +65,10 @@ def test_a_csv_may_have_columns_without_a_name_and_blank_lines(
 def test_a_folder_takes_endings_in_upper_case(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data/Train.JSONL", examples(9))
     write_jsonl(tmp_path / "data/DEV.JSONL", examples(4, 100))
-    assert sizes(prepared(tmp_path, Data(source="data", split=Split(test=0)))) == {"train": 9, "validation": 4}
+    assert sizes(prepared(tmp_path, Data(source="data", split=Split(test=0)))) == {
+        "train": 9,
+        "validation": 4,
+    }
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -83,7 +84,9 @@ def test_shards_with_other_columns_are_refused(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/train-00000-of-00002.csv").write_text("text,label\na,x\n")
     (tmp_path / "data/train-00001-of-00002.csv").write_text("label,text\nx,a\n")
-    with pytest.raises(UserError, match="00001-of-00002.csv: has the columns label, text, train-0.* text, label"):
+    with pytest.raises(
+        UserError, match=r"00001-of-00002\.csv: has the columns label, text, train-0.* text, label"
+    ):
         prepared(tmp_path, Data(source="data"))
 
 

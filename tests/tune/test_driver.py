@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
@@ -27,7 +27,7 @@ def in_training(events: list[Event]) -> UnitStarted | None:
     return started[-1] if epochs and epochs[-1] < 30 else None
 
 
-def run_and_kill_the_second_worker(sweep: Path) -> tuple[int, str, dict[str, object]]:
+def run_and_kill_the_second_worker(sweep: Path) -> tuple[int, str, dict[str, Any]]:
     """Runs a sweep of one slot; kills its worker when a trial has ended and the next one is in training.
 
     Returns:
