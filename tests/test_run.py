@@ -140,7 +140,7 @@ def test_eight_gpus_are_eight_slots_each_with_its_own_device(
     write_sweep: WriteSweep, cluster_with_8_gpus: str
 ) -> None:
     rates = ", ".join(f"{n}e-3" for n in range(1, 9))
-    space = f"{{learning_rate: [{rates}], epochs: [40]}}"
+    space = f"{{learning_rate: [{rates}], epochs: [20]}}"
     sweep = write_sweep(space=space, extra="device: cpu\nresources_per_trial: {cpu: 1, gpu: 1}\n")
     env = {"RAY_AUTH_MODE": "disabled"}
 
