@@ -1,6 +1,7 @@
 # make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
 # make check    what CI runs: lint, format, types, tests
 # make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
+# make test-slow     whole sweeps on a real Ray, a minute each
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
@@ -8,7 +9,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-cluster test-docker test-ui check docs lint types format clean
+.PHONY: install run test test-slow test-cluster test-docker test-ui check docs lint types format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -20,8 +21,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
-test test-cluster test-docker test-ui: export OMP_NUM_THREADS ?= 1
-test test-cluster test-docker test-ui: export HF_HUB_OFFLINE = 1
+test test-slow test-cluster test-docker test-ui: export OMP_NUM_THREADS ?= 1
+test test-slow test-cluster test-docker test-ui: export HF_HUB_OFFLINE = 1
 
 install: $(STAMP)
 
@@ -48,6 +49,10 @@ test-docker: install
 test-ui: install
 	VENV=$(VENV) tests/ui/install.sh
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/ui
+
+# Whole sweeps on a real Ray, a minute each: slots, GPUs, interruptions, lost workers, submission.
+test-slow: install
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .

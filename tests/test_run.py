@@ -88,6 +88,7 @@ def check_mlflow(folder: Path, known: dict[str, Any]) -> None:
     assert client.get_model_version_by_alias("tiny", "champion").version in {1, "1"}
 
 
+@pytest.mark.slow
 def test_slots_do_not_change_a_digit_and_neither_does_sharing(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(
         space="{learning_rate: [1e-3, 3e-3, 1e-2], epochs: [1, 2]}", training="{precision: fp32}"
@@ -136,6 +137,7 @@ def wait_until_it_listens(port: int) -> None:
             time.sleep(0.2)
 
 
+@pytest.mark.slow
 def test_eight_gpus_are_eight_slots_each_with_its_own_device(
     write_sweep: WriteSweep, cluster_with_8_gpus: str
 ) -> None:
@@ -194,6 +196,7 @@ def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
     assert sum(trial["attempts"] for trial in trials(sweep).values()) <= 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space="{learning_rate: [1e-3, 2e-3, 3e-3, 4e-3], epochs: [40]}")
     line = [sys.executable, "-m", "finetune_sweep", "run", str(sweep)]
@@ -255,6 +258,7 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: Wr
     assert f"driven by process {os.getpid()}" in result.err
 
 
+@pytest.mark.slow
 def test_another_sweep_of_the_same_name_is_refused_naming_both(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space="{learning_rate: [1e-2], epochs: [1]}")
     assert command("run", sweep, cwd=sweep.parent).code == 0

@@ -362,6 +362,7 @@ def submission(sweep: Path, address: str, *arguments: str) -> Submission:
     return Submission(process, process.stdout, [])
 
 
+@pytest.mark.slow
 def test_a_job_is_submitted_left_and_attached_to(write_sweep: WriteSweep, head: str) -> None:
     """One story about one job, since a job takes a while."""
     sweep = write_sweep(space="{learning_rate: [1e-2], epochs: [1]}")
@@ -390,6 +391,7 @@ def test_a_job_is_submitted_left_and_attached_to(write_sweep: WriteSweep, head: 
     assert submission(sweep, head, "--stop").end()[0] == 0
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_that_of_the_job(write_sweep: WriteSweep, head: str) -> None:
     sweep = write_sweep()
     code, said = submission(sweep, head, "--storage", str(sweep / "below-a-file")).end()

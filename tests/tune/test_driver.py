@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
 from tests.commands import TIMEOUT_S, command, layout, status, trials, wait_for
@@ -47,6 +49,7 @@ def run_and_kill_the_second_worker(sweep: Path) -> tuple[int, str, dict[str, Any
     return driver.returncode, unit.unit, finished
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_is_trained_again_and_no_other(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space=RATES)
 
@@ -64,6 +67,7 @@ def test_a_trial_whose_worker_is_killed_is_trained_again_and_no_other(write_swee
     }
 
 
+@pytest.mark.slow
 def test_without_retries_a_lost_worker_is_the_end_of_its_trial_alone(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space=RATES, extra="retries: 0\n")
 
@@ -79,6 +83,7 @@ def test_without_retries_a_lost_worker_is_the_end_of_its_trial_alone(write_sweep
     assert [failure.kind for failure in failures if failure is not None] == ["lost_worker"]
 
 
+@pytest.mark.slow
 def test_when_the_time_is_up_nothing_is_started_until_the_next_run(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space="{learning_rate: [1e-3], epochs: [1]}")
     more = ["--set", "space.learning_rate=[1e-3, 2e-3]"]
