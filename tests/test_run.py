@@ -243,8 +243,14 @@ def test_a_killed_search_that_learns_loses_no_suggestion_and_doubles_none(write_
     ended = [event.key for event in events if isinstance(event, TrialEnded)]
     assert len(ended) == len(set(ended))
     after = trials(sweep)
-    assert {key: after[key] for key in before} == before
+    kept = [(results_of(trial), results_of(after[key])) for key, trial in before.items()]
+    assert [(was, now) for was, now in kept if was != now] == []
     assert {trial["state"] for trial in after.values()} == {"finished"}
+
+
+def results_of(trial: dict[str, Any]) -> dict[str, Any]:
+    """A trial without its run in MLflow, which may have become known only after the kill."""
+    return {name: value for name, value in trial.items() if name != "mlflow_run_id"}
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: WriteSweep) -> None:
