@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -283,9 +283,6 @@ class Sweep(Model):
     def registered_model(self) -> str:
         """The name in the MLflow model registry."""
         return self.tracking.registered_model or self.name
-
-
-TASK_NAMES: Final[tuple[str, ...]] = get_args(TaskName)
 
 
 def searchable(name: str) -> bool:
