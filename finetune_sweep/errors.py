@@ -7,6 +7,7 @@
     ├── TrialError             exit 1   a trial cannot go on; carries its failure class
     ├── VerificationError      exit 1   the winner did not give its recorded metrics again
     └── TrackingError          exit 4   the sweep is done, MLflow is incomplete
+    Interrupted                exit 130 a signal asked to stop; no error, so it is caught where a session ends
 
 A message says what was wrong, the value, and what would be right. All of them can be pickled, since
 they cross the boundary between a worker and the driver.
@@ -18,6 +19,11 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop, exit 130: what was finished or stored stays, and the same command goes on."""
+
 
 FailureClass = Literal["out_of_memory", "diverged", "lost_worker", "hang", "fault"]
 

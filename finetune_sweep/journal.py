@@ -2,19 +2,20 @@
 
 One event is one line of JSON with a time and a checksum. A driver's session opens a new segment,
 `journal/000001.jsonl`, `000002.jsonl` and so on; replaying all segments in order gives every state that
-anybody asks about. A torn last line of a segment, left by a kill, is skipped; damage anywhere else is
-refused.
+anybody asks about. A last line without its end, torn by a kill, is skipped, and cut off by the next session; damage
+anywhere else is refused.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_sweep import __version__
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Entry, Event, SessionStarted, decode, encode
-from finetune_sweep.layout import DurableFile, Layout, Owner
+from finetune_sweep.layout import DurableFile, Layout, Owner, cut_off
 from finetune_sweep.record import replay
 
 
@@ -25,8 +26,7 @@ def read(layout: Layout) -> list[Entry]:
     lengths of the segments before its own.
 
     Raises:
-        StorageError: If a line other than the last one of a segment is damaged; names the file, the line and
-            what to do.
+        StorageError: If a line is damaged; names the file, the line and what to do.
     """
     lengths: dict[str, int] = {}
     sessions: list[list[Entry]] = []
@@ -40,18 +40,27 @@ def read(layout: Layout) -> list[Entry]:
 
 def _read_segment(segment: Path, length: int | None) -> list[Entry]:
     lines = segment.read_bytes()[:length].splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()  # torn by a kill, or still being written
     entries = []
     for number, line in enumerate(lines, 1):
         try:
             entries.append(decode(line))
         except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
             raise StorageError(
                 f"{segment}:{number}: the journal is damaged ({error}). Restore this file from a copy, or delete"
                 " the line to lose only what it recorded; a trial without its end is trained again."
             ) from None
     return entries
+
+
+def _repair(segment: Path) -> Iterator[str]:
+    """Cuts a torn last line off a segment, and says so."""
+    content = segment.read_bytes()
+    length = content.rfind(b"\n") + 1
+    if length < len(content):
+        cut_off(segment, length)
+        yield f"{segment}: the last line, {len(content) - length} bytes, was torn by a kill and is cut off"
 
 
 class Journal:
@@ -61,15 +70,17 @@ class Journal:
         layout: Whose journal it is.
         entries: Everything so far, in order; only ever grows.
         record: The state that follows from it.
+        repaired: One line for each torn end of a segment that was cut off.
     """
 
     def __init__(self, layout: Layout, owner: Owner) -> None:
-        """Replays what there is and opens a new segment.
+        """Replays what there is, cuts off what kills have torn, and opens a new segment.
 
         Raises:
             StorageError: If the journal is damaged.
         """
         self.layout = layout
+        self.repaired = tuple(line for segment in layout.segments() for line in _repair(segment))
         self.entries = read(layout)
         self.record = replay(self.entries)
         older = {segment.name: segment.stat().st_size for segment in layout.segments()}

@@ -64,6 +64,11 @@ class Layout:
         return self.root / "journal"
 
     @property
+    def stop(self) -> Path:
+        """Stands there while the driver asks its workers to store where they are, and to stop."""
+        return self.root / "stop"
+
+    @property
     def best(self) -> Path:
         """The promoted checkpoint, a complete Hugging Face folder."""
         return self.root / "best"
@@ -81,6 +86,10 @@ class Layout:
     def trial(self, key: str) -> Path:
         """The folder of a trial's checkpoints."""
         return self.root / "trials" / key
+
+    def hang(self, key: str) -> Path:
+        """Where a worker that was ended because it hung has written what it was doing."""
+        return self.trial(key) / "hang.txt"
 
     def checkpoint(self, key: str, epoch: int) -> Path:
         """The checkpoint of a trial after an epoch, counted from 1."""
@@ -264,6 +273,17 @@ class DurableFile:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._descriptor)
+
+
+def cut_off(path: Path, length: int) -> None:
+    """Shortens a file durably.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    with explained(path), path.open("r+b") as file:
+        file.truncate(length)
+        os.fsync(file.fileno())
 
 
 # ------------------------------------------------------------------------------------------------- the lock

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from finetune_sweep.disk import DiskNeed, estimate
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import Constant
@@ -44,6 +45,7 @@ class Outlook:
         epochs_apart: Epochs that the missing trials would train one by one.
         epochs_shareable: Epochs that a constant schedule would train, where another schedule shares nothing.
         trained: One row for each model and freeze depth.
+        disk: What it writes into the storage.
     """
 
     plan: Plan
@@ -54,6 +56,7 @@ class Outlook:
     epochs_apart: int
     epochs_shareable: int
     trained: tuple[Trained, ...]
+    disk: DiskNeed
 
     def to_json(self) -> dict[str, Value]:
         """What `plan --json` prints."""
@@ -73,6 +76,7 @@ class Outlook:
             "device": self.plan.device,
             "precision": self.plan.precision,
             "trained": [{**vars(row)} for row in self.trained],
+            "disk_bytes": {"least": self.disk.least, "per_worker": self.disk.per_worker},
             "keys": [trial.key for trial in self.plan.trials],
         }
 
@@ -98,6 +102,7 @@ class Outlook:
             yield f"freeze_depth {row.depth}", f"{Path(row.model).name}: {row}"
         yield "computes on", f"{plan.device}, {plan.precision} where precision is auto"
         yield "storage", f"{sweep.storage}/{sweep.name}"
+        yield "disk", str(self.disk)
 
     def _sharing(self) -> str:
         text = f"{self.trainings}, {self.epochs} epochs in all"
@@ -126,6 +131,7 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         epochs_apart=sum(trial.epochs for trial in missing),
         epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing))),
         trained=tuple(_trained(plan.trials, plan.sweep.cache or "")),
+        disk=estimate(plan),
     )
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from finetune_sweep import display, promote, registry, report, yamlio
-from finetune_sweep.errors import SweepError, TrackingError, UserError
+from finetune_sweep import disk, display, promote, registry, report, yamlio
+from finetune_sweep.errors import Interrupted, SweepError, TrackingError, UserError
 from finetune_sweep.events import SessionEnded
 from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
@@ -26,15 +26,13 @@ from finetune_sweep.spec import Sweep
 from finetune_sweep.tracking import Mirror
 
 if TYPE_CHECKING:
+    from finetune_sweep.tune.driver import Driver
     from finetune_sweep.tune.engine import Engine
 
 INTERRUPTED: Final = 130
 """The exit code of a session that a signal ended."""
 _MIRROR_TIMEOUT_S: Final = 60.0
-
-
-class Interrupted(BaseException):
-    """A signal asked to stop: what runs is given up, what is journalled stays."""
+_MIRROR_TIMEOUT_INTERRUPTED_S: Final = 5.0
 
 
 @dataclass
@@ -47,18 +45,63 @@ class Session:
     engine: Engine
     mirror: Mirror
     display: display.Display
-    signals: list[int] = field(default_factory=list)
+    signals: Signals
 
     def on_change(self) -> None:
-        """Journals what MLflow answered, shows what changed, and stops if a signal asked for it.
+        """Journals what MLflow answered, and shows what changed."""
+        self.journal.append(*self.mirror.collect())
+        self.display.update(self.journal.record)
+
+    def driver(self) -> Driver:
+        """What trains the plan as it is now."""
+        from finetune_sweep.tune.driver import Driver
+
+        return Driver(
+            self.plan, self.layout, self.journal, self.engine, self.on_change, self.signals.is_stopping
+        )
+
+
+@dataclass
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP since the session began; a second one ends the process at once.
+
+    Training looks whether one came, and stores where it is. Everything else stands a kill at any moment, so there the
+    first signal raises.
+    """
+
+    _received: list[int] = field(default_factory=list)
+    _is_raising: bool = False
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """The handler.
+
+        Raises:
+            Interrupted: Inside of `raised`.
+        """
+        if self._received:
+            os._exit(INTERRUPTED)
+        self._received.append(number)
+        if self._is_raising:
+            raise Interrupted
+
+    def is_stopping(self) -> bool:
+        """Whether a signal came."""
+        return bool(self._received)
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """A block that a signal ends at once, also one that came before it.
 
         Raises:
             Interrupted: If a signal came.
         """
-        self.journal.append(*self.mirror.collect())
-        self.display.update(self.journal.record)
-        if self.signals:
+        if self._received:
             raise Interrupted
+        self._is_raising = True
+        try:
+            yield
+        finally:
+            self._is_raising = False
 
 
 def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
@@ -131,8 +174,12 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
 
     layout = layout_of(sweep)
     with _signals() as signals, SweepLock(layout) as lock, Engine(sweep, address) as engine:
-        record = replay(read(layout))
-        plan = make_plan(sweep, record, engine.hardware() if address else None)
+        try:
+            with signals.raised():
+                record = replay(read(layout))
+                plan = make_plan(sweep, record, engine.hardware() if address else None)
+        except Interrupted:
+            return _interrupted()
         _refuse_another(plan, record, layout)
         journal = Journal(layout, lock.owner)
         with contextlib.closing(journal):
@@ -146,7 +193,14 @@ def _drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) -
                 display.open_display(sweep.name, nodes=address is not None),
                 signals,
             )
+            for line in journal.repaired:
+                session.display.note(line)
             return _in_session(session, steps)
+
+
+def _interrupted() -> int:
+    display.say("interrupted; the same command goes on from here")
+    return INTERRUPTED
 
 
 def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
@@ -164,12 +218,13 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
         raise
     finally:
         session.journal.append(SessionEnded(code))
-        undelivered = session.mirror.close(_MIRROR_TIMEOUT_S)
+        undelivered = session.mirror.close(
+            _MIRROR_TIMEOUT_INTERRUPTED_S if code == INTERRUPTED else _MIRROR_TIMEOUT_S
+        )
         session.journal.append(*session.mirror.collect())
         session.display.close()
     if code == INTERRUPTED:
-        display.say("interrupted; the same command goes on from here")
-        return code
+        return _interrupted()
     _show_result(session)
     if undelivered:
         away = f"{session.mirror.reason}; missing there: {', '.join(undelivered[:3])}"
@@ -243,19 +298,13 @@ def _domain(domain: Domain) -> yamlio.Value:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP; a second one ends the process at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if received:
-            os._exit(INTERRUPTED)
-        received.append(number)
-
+def _signals() -> Iterator[Signals]:
+    """Collects the signals that ask to stop."""
+    signals = Signals()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, note) for number in numbers]
+    before = [signal.signal(number, signals.note) for number in numbers]
     try:
-        yield received
+        yield signals
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
@@ -265,14 +314,13 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _train(session: Session) -> None:
-    from finetune_sweep.tune.driver import Driver
-
-    plan, engine = session.plan, session.engine
-    driver = Driver(plan, session.layout, session.journal, engine, session.on_change)
+    plan, engine, driver = session.plan, session.engine, session.driver()
     missing = sum(len(unit.trials) for unit in remaining(plan, session.journal.record, {})) + driver.unasked()
     if not missing:
         session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
         return
+    if warning := disk.check_before(plan, session.layout.root, engine.slots):
+        session.display.note(warning)
     total = len(plan.trials) + driver.unasked()
     session.display.note(f"{missing} of {total} trials to train, {engine.slots} at once on {plan.device}")
     driver.train()
@@ -281,23 +329,23 @@ def _train(session: Session) -> None:
 
 def _promote(session: Session, options: promote.Options) -> None:
     """Puts the winner into `best/` and into the registry, unless it is there."""
-    from finetune_sweep.tune.driver import Driver
-
     session.on_change()
     if not session.journal.record.ranking():
         raise SweepError(_nothing_finished(session))
     winner = promote.pending(session.plan, session.journal, session.layout, options)
     if winner is not None:
         session.display.note(f"promoting {winner.planned.label}")
-        driver = Driver(session.plan, session.layout, session.journal, session.engine, session.on_change)
-        driver.ensure_checkpoint(winner.key)
-    promote.promote(session.plan, session.journal, session.layout, session.engine.fresh, options)
-    if options.dry_run:
-        session.display.note("the winner gives its recorded metrics again; nothing was changed (--dry-run)")
-        return
-    session.mirror.flush(_MIRROR_TIMEOUT_S)
-    session.on_change()
-    registry.register(session.plan, session.journal, session.layout)
+        session.driver().ensure_checkpoint(winner.key)
+    with session.signals.raised():
+        promote.promote(session.plan, session.journal, session.layout, session.engine.fresh, options)
+        if options.dry_run:
+            session.display.note(
+                "the winner gives its recorded metrics again; nothing was changed (--dry-run)"
+            )
+            return
+        session.mirror.flush(_MIRROR_TIMEOUT_S)
+        session.on_change()
+        registry.register(session.plan, session.journal, session.layout)
 
 
 def _nothing_finished(session: Session) -> str:

@@ -263,6 +263,8 @@ class Sweep(Model):
     """How the winner is chosen."""
     retries: int = Field(2, ge=0, le=100, json_schema_extra=NOT_IN_KEY)
     """How often a trial whose worker was lost is run again."""
+    trial_timeout_s: float = Field(1800, gt=0, json_schema_extra=NOT_IN_KEY)
+    """Seconds without a step after which a worker hangs: it is ended, and its trial is run again as `retries` says."""
     keep_checkpoints: int = Field(3, ge=1, json_schema_extra=NOT_IN_KEY)
     """How many of the sweep's best trials keep their checkpoint on disk."""
     min_free_bytes: int = Field(500_000_000, ge=0, json_schema_extra=NOT_IN_KEY)

@@ -180,6 +180,10 @@ def test_a_torn_last_line_is_skipped(tmp_path_factory: pytest.TempPathFactory, c
     kept = next(n for n in range(len(whole_lines), -1, -1) if left.startswith(b"".join(whole_lines[:n])))
     assert read(layout) == journal.entries[:kept]
     continued = open_journal(layout, 2)
+    whole = b"".join(whole_lines[:kept])
+    assert segment.read_bytes() == whole
+    torn = len(left) - len(whole)
+    assert [f"{torn} bytes, was torn" in line for line in continued.repaired] == [True] * bool(torn)
     assert continued.entries[:kept] == journal.entries[:kept]
     assert read(layout) == continued.entries
     shutil.rmtree(layout.storage)
@@ -196,6 +200,16 @@ def test_damage_in_the_middle_is_refused_with_file_and_line(layout: Layout) -> N
     with pytest.raises(StorageError, match=r"000001\.jsonl:2"):
         open_journal(layout, 2)
     assert len(layout.segments()) == 1
+
+
+def test_a_last_line_that_is_whole_and_damaged_is_refused_not_taken_for_torn(layout: Layout) -> None:
+    open_journal(layout).append(*planned("a"), finished("a", 0.5))
+    (segment,) = layout.segments()
+    content = segment.read_bytes()
+    segment.write_bytes(content.replace(b'"score":0.5', b'"score":0.6'))
+    assert segment.read_bytes() != content
+    with pytest.raises(StorageError, match=r"000001\.jsonl:4: the journal is damaged"):
+        open_journal(layout, 2)
 
 
 def test_an_event_of_an_unknown_kind_is_damage(layout: Layout) -> None:

@@ -17,12 +17,13 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep.events import Evaluated, Suggested, TrialEnded, UnitStarted
+from finetune_sweep.events import Evaluated, Event, Suggested, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
+from finetune_sweep.layout import check_folder
 from tests.commands import TIMEOUT_S, command, layout, status, trials, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import WriteSweep
 
@@ -175,7 +176,7 @@ def test_a_disk_that_is_almost_full_stops_the_sweep_before_it_is(write_sweep: Wr
     result = command("run", sweep, cwd=sweep.parent)
 
     assert result.code == 1
-    assert "bytes free, below min_free_bytes (1,000,000,000,000,000,000)" in result.err
+    assert "leaves min_free_bytes (1000000000.0 GB): make room" in result.err
     assert status(sweep)["state"] == "planned"
 
 
@@ -196,28 +197,48 @@ def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
     assert sum(trial["attempts"] for trial in trials(sweep).values()) <= 4
 
 
+def stop(sweep: Path, when: Callable[[list[Event]], bool], number: signal.Signals) -> tuple[int, str]:
+    """Runs a sweep and sends it a signal at a moment, to all its processes as a terminal does."""
+    line = [sys.executable, "-m", "finetune_sweep", "run", str(sweep)]
+    driver = subprocess.Popen(
+        line, cwd=sweep.parent, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(sweep, when)
+    os.killpg(driver.pid, number)
+    out, _ = driver.communicate(timeout=TIMEOUT_S)
+    return driver.returncode, out
+
+
+def ended(events: list[Event]) -> int:
+    return sum(isinstance(event, TrialEnded) for event in events)
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: WriteSweep) -> None:
     sweep = write_sweep(space="{learning_rate: [1e-3, 2e-3, 3e-3, 4e-3], epochs: [40]}")
-    line = [sys.executable, "-m", "finetune_sweep", "run", str(sweep)]
-    driver = subprocess.Popen(line, cwd=sweep.parent, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline and not any(
-        isinstance(e.event, Evaluated) for e in read(layout(sweep))
-    ):
-        time.sleep(0.2)
-    driver.send_signal(signal.SIGTERM)
-    out, _ = driver.communicate(timeout=TIMEOUT_S)
 
-    assert driver.returncode == 130
+    def in_training(events: list[Event]) -> bool:
+        return ended(events) > 0 and isinstance(events[-1], Evaluated) and 1 < events[-1].epoch < 20
+
+    code, out = stop(sweep, in_training, signal.SIGINT)
+    assert code == 130
     assert "the same command goes on from here" in out
     assert status(sweep)["state"] == "interrupted"
     finished = {key: trial for key, trial in trials(sweep).items() if trial["state"] == "finished"}
+    assert finished
+    stored = [path.parent.name for path in layout(sweep).root.glob("trials/*/resume-*/manifest.json")]
+    assert stored, "where the training stood was not stored"
+    assert not layout(sweep).stop.exists()
+
+    code, out = stop(sweep, lambda events: ended(events) == 4, signal.SIGTERM)
+    assert code == 130, out
+    assert not layout(sweep).best.exists()
+    assert {trial["state"] for trial in trials(sweep).values()} == {"finished"}
 
     assert command("run", sweep, cwd=sweep.parent).code == 0
     after = trials(sweep)
     assert {key: after[key] for key in finished} == finished
-    assert {trial["state"] for trial in after.values()} == {"finished"}
+    check_folder(layout(sweep).best)
 
 
 def test_a_killed_search_that_learns_loses_no_suggestion_and_doubles_none(write_sweep: WriteSweep) -> None:

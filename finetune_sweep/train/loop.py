@@ -20,7 +20,7 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
-from finetune_sweep.train.state import Evaluation, Job, LoopState, Precision, derive_seed
+from finetune_sweep.train.state import Evaluation, Job, LoopState, PartialEpoch, Precision, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     )
 
 
-def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
+def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: False) -> Iterator[Evaluation]:
     """Trains from where the state stands, and yields an evaluation after each epoch.
 
     When an evaluation is yielded, the state belongs to it: copy it, store it, or stop here.
@@ -64,6 +64,8 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
     Args:
         job: The run.
         state: From `start`, or a snapshot loaded into one; moved on in place.
+        is_stopping: Asked before every step; once it says yes, the generator ends, and the state can be copied,
+            to go on from that step.
 
     Raises:
         TrialError: `out_of_memory` if one example at a time is still too much; `diverged` if the loss, the
@@ -71,7 +73,10 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
     """
     while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
         started = time.perf_counter()
-        train_loss, train_metrics = _train_epoch(job, state)
+        given = _train_epoch(job, state, is_stopping)
+        if given is None:
+            return
+        train_loss, train_metrics = given
         trained = time.perf_counter()
         predictions = evaluate(
             state.model,
@@ -150,23 +155,30 @@ class _Seen:
     batch: Batch
 
 
-def _train_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
-    """Moves the state on by one epoch.
+def _train_epoch(
+    job: Job, state: LoopState, is_stopping: Callable[[], bool]
+) -> tuple[float, dict[str, float]] | None:
+    """Moves the state on to the end of an epoch, from its beginning or from where it was interrupted.
 
     Losses and logits stay on an accelerator until the end of the epoch: reading each would make it wait for every
     step.
 
     Returns:
-        The mean loss of the training examples, and the task's metrics of them, each as it was when it was trained on.
+        The mean loss of the training examples, and the task's metrics of them, each as it was when it was trained on;
+        None if the epoch was interrupted.
     """
     epoch = state.epoch + 1
     layers.train_mode(state.model, job.arch, job.depth)
     order = np.random.default_rng(derive_seed(job.seed, "order", epoch)).permutation(len(job.train))
     size, settings = job.settings.batch_size, job.settings
     total_steps = settings.epochs * math.ceil(len(order) / size)
-    losses: list[Tensor] = []
+    before, state.partial = state.partial, None
+    losses = [] if before is None else list(before.losses.to(job.device))
     seen: list[_Seen] = []
-    for first in range(0, len(order), size):
+    for first in range(len(losses) * size, len(order), size):
+        if is_stopping():
+            state.partial = _partial(job, before, losses, seen) if losses else None
+            return None
         rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, state.step, total_steps)
         optim.set_learning_rate(state.optimizer, rate)
         loss, outputs = _train_step(job, state, order[first : first + size])
@@ -175,10 +187,18 @@ def _train_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
         if job.device == "cpu":
             _check_loss(losses[-1].item(), epoch, state.step)
     state.epoch = epoch
-    mean = float(torch.stack(losses).cpu().double().sum()) / len(order)
+    whole = _partial(job, before, losses, seen)
+    mean = float(whole.losses.double().sum()) / len(order)
     _check_loss(mean, epoch, state.step)
-    predictions = Predictions.join([job.task.predict(part, part.batch) for part in seen], order)
-    return mean, job.task.score(predictions, job.classes)
+    return mean, job.task.score(Predictions.join([whole.predictions], order), job.classes)
+
+
+def _partial(job: Job, before: PartialEpoch | None, losses: list[Tensor], seen: list[_Seen]) -> PartialEpoch:
+    """What an epoch has given so far; this waits for an accelerator to be done."""
+    parts = [] if before is None else [before.predictions]
+    parts += [job.task.predict(part, part.batch) for part in seen]
+    count = sum(len(part) for part in parts)
+    return PartialEpoch(torch.stack(losses).cpu(), Predictions.join(parts, np.arange(count)))
 
 
 def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[_Seen]]:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from finetune_sweep.errors import StorageError
 from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -89,13 +90,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class PartialEpoch:
+    """What the steps of an epoch that was interrupted gave, from its first on.
+
+    Attributes:
+        losses: Shape `(steps,)`, on the CPU: of each step the sum of its examples' losses.
+        predictions: One row for each example, in the order in which they were trained on.
+    """
+
+    losses: Tensor
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """All that a fresh state needs to continue from an evaluation.
+    """All that a fresh state needs to continue from an evaluation, or from a step between two of them.
 
     Attributes:
         tensors: Copies on the CPU, flat, as safetensors stores them: `model.<name>` for what training
-            changes, `optimizer.<slot>.<name>` for the optimizer's moments.
-        epoch: Epochs trained.
+            changes, `optimizer.<slot>.<name>` for the optimizer's moments, `partial.<name>` for an epoch that was
+            interrupted.
+        epoch: Epochs trained to their end.
         step: Optimizer steps taken.
         micro_batch: Examples computed at once, at most.
         history: All evaluations so far.
@@ -117,9 +132,10 @@ class LoopState:
         optimizer: Over the trained parameters.
         changed: Live tensors that training can change, by their name in the model's `state_dict`.
         micro_batch: Examples computed at once, at most; halved when memory runs out.
-        epoch: Epochs trained.
+        epoch: Epochs trained to their end.
         step: Optimizer steps taken.
         history: All evaluations so far.
+        partial: What the epoch that was interrupted has given, while the state stands in the middle of one.
         predictions: Those of the last evaluation in this process, for each validation row in order.
     """
 
@@ -130,11 +146,14 @@ class LoopState:
     epoch: int = 0
     step: int = 0
     history: list[Evaluation] = field(default_factory=list)
+    partial: PartialEpoch | None = None
     predictions: Predictions | None = None
 
     def state_dict(self) -> Snapshot:
-        """Copies the state; meant for the moment when `fit` has yielded an evaluation."""
+        """Copies the state; meant for the moment when `fit` has yielded an evaluation, or was interrupted."""
         tensors = {f"model.{name}": tensor for name, tensor in self.changed.items()}
+        if self.partial is not None:
+            tensors |= _partial_tensors(self.partial)
         for name, parameter in self._optimized():
             for slot, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = tensor
@@ -158,6 +177,7 @@ class LoopState:
         self._load_optimizer(snapshot.tensors)
         self.epoch, self.step, self.micro_batch = snapshot.epoch, snapshot.step, snapshot.micro_batch
         self.history = list(snapshot.history)
+        self.partial = _partial_epoch(snapshot.tensors)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         moments: dict[int, dict[str, Tensor]] = {}
@@ -174,6 +194,22 @@ class LoopState:
         """The optimizer's parameters with their names, in the optimizer's order."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [(names[p], p) for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _partial_tensors(partial: PartialEpoch) -> dict[str, Tensor]:
+    said = partial.predictions
+    arrays = {"values": said.values, "labels": said.labels, "row_losses": said.losses}
+    return {
+        "partial.losses": partial.losses,
+        **{f"partial.{name}": torch.from_numpy(array) for name, array in arrays.items()},
+    }
+
+
+def _partial_epoch(tensors: Mapping[str, Tensor]) -> PartialEpoch | None:
+    if "partial.losses" not in tensors:
+        return None
+    values, labels, losses = (tensors[f"partial.{n}"].numpy() for n in ("values", "labels", "row_losses"))
+    return PartialEpoch(tensors["partial.losses"], Predictions(values, labels, losses))
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:

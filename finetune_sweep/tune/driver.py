@@ -6,20 +6,21 @@ that on; what Tune itself thinks of a trial is never asked.
 
 from __future__ import annotations
 
-import shutil
+import math
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from ray import tune
 
-from finetune_sweep.errors import StorageError, SweepError
+from finetune_sweep import disk
+from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, check_folder, remove_folder
+from finetune_sweep.layout import Layout, check_folder, remove_folder, write_atomic
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.spec import Tpe
@@ -28,13 +29,18 @@ from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
 from finetune_sweep.tune.worker import STORAGE_ERROR, Assignment, UnitTrainable
 
+_STOP_S: Final = 18.0
+"""How long workers may take to store where they are; a session that was asked to stop ends within 30 s."""
+_STACK_CHARACTERS: Final = 8000
+
 
 @dataclass
 class Driver:
     """One sweep being trained.
 
     Args:
-        on_change: Called after every change of the journal, and now and then; may raise what is to end the run.
+        on_change: Called after every change of the journal, and now and then.
+        is_stopping: Whether the run is to end; workers then store where they are.
         failures: How often the trials of this run failed by a fault of their own.
     """
 
@@ -43,6 +49,7 @@ class Driver:
     journal: Journal
     engine: Engine
     on_change: Callable[[], None]
+    is_stopping: Callable[[], bool]
     failures: Counter[str] = field(default_factory=Counter)
 
     def train(self) -> None:
@@ -50,10 +57,10 @@ class Driver:
 
         Raises:
             SweepError: If the first work unit has a fault, since all others would have it too.
-            BaseException: What `on_change` raised.
+            Interrupted: If the run is to end.
         """
         self._remove_orphans()
-        self._check_disk()
+        disk.check_floor(self.plan, self.layout.root)
         hours = self.plan.sweep.search.max_hours
         deadline = time.monotonic() + hours * 3600 if hours is not None else None
         for _ in range(self.plan.sweep.retries + 1):
@@ -64,11 +71,21 @@ class Driver:
             self._fit(UnitSearcher(self._assignments(units), deadline), count)
         if deadline is not None and time.monotonic() > deadline:
             return  # what the limit of time kept from starting was not lost
-        lost = remaining(self.plan, self.journal.record, self.failures)
-        failure = Failure("lost_worker", f"the worker was lost {self.plan.sweep.retries + 1} times")
-        self.journal.append(
-            *(TrialEnded(t.key, "failed", failure=failure) for unit in lost for t in unit.trials)
-        )
+        for unit in remaining(self.plan, self.journal.record, self.failures):
+            failure = self._loss(unit)
+            self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for t in unit.trials))
+
+    def _loss(self, unit: WorkUnit) -> Failure:
+        """Why a unit has no result after the last round: its worker hung and said where, or died without a word."""
+        times = "" if not self.plan.sweep.retries else f", {self.plan.sweep.retries + 1} times"
+        try:
+            stacks = self.layout.hang(unit.name).read_text(errors="replace")
+        except OSError:
+            stacks = ""
+        if not stacks:
+            return Failure("lost_worker", f"the worker was lost{times}")
+        message = f"no step within trial_timeout_s ({self.plan.sweep.trial_timeout_s:g} s){times}"
+        return Failure("hang", message, stacks[-_STACK_CHARACTERS:])
 
     def ensure_checkpoint(self, key: str) -> None:
         """Trains a finished trial again if its checkpoint is gone or damaged; its recorded values stand.
@@ -128,11 +145,12 @@ class Driver:
                 self._stop_at_a_fault(event.failure)
         if any(isinstance(event, TrialEnded) for event in events):
             self._retain()
-            self._check_disk()
+            disk.check_floor(self.plan, self.layout.root)
         self.on_change()
 
     def _fit(self, searcher: UnitSearcher, units: int) -> None:
         """One run of Ray Tune over what a searcher hands out."""
+        self.layout.stop.unlink(missing_ok=True)
         context = replace(self.plan, trials=())
         trainable = tune.with_parameters(UnitTrainable, plan=context, layout=self.layout)
         recorder = _Recorder(self)
@@ -157,8 +175,11 @@ class Driver:
             except Exception:
                 if recorder.error is None:
                     raise
+            self.layout.stop.unlink(missing_ok=True)
             if recorder.error is not None:
                 raise recorder.error
+            if self.is_stopping():
+                raise Interrupted
 
     def _stop_at_a_fault(self, failure: Failure) -> None:
         """The first unit's fault is every unit's: a missing package, a column of the wrong type, a bug."""
@@ -176,24 +197,14 @@ class Driver:
                 self.journal.append(CheckpointRemoved(trial.key))
                 remove_folder(self.layout.root / checkpoint)
 
-    def _check_disk(self) -> None:
-        """Stops while there is room to write down that it stopped.
-
-        Raises:
-            StorageError: If less is free than `min_free_bytes`.
-        """
-        free, floor = shutil.disk_usage(self.layout.root).free, self.plan.sweep.min_free_bytes
-        if free < floor:
-            raise StorageError(
-                f"{self.layout.root} has {free:,} bytes free, below min_free_bytes ({floor:,}); make room, and run"
-                " again: what is finished stays"
-            )
-
     def _remove_orphans(self) -> None:
         """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
         trials = self.journal.record.trials
         known = {trial.checkpoint for trial in trials.values()}
         for folder in (self.layout.root / "trials").glob("*/*"):
+            if not folder.is_dir():
+                folder.unlink()
+                continue
             trial = trials.get(folder.parent.name)
             is_for_resuming = folder.name.startswith("resume-") and trial is not None and not trial.done
             if not is_for_resuming and str(folder.relative_to(self.layout.root)) not in known:
@@ -215,6 +226,7 @@ class _Recorder(tune.Callback):
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._give_up = math.inf
         self.error: BaseException | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -229,7 +241,18 @@ class _Recorder(tune.Callback):
         self._driver.record(result.get("events", ()))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
-        self._guard(self._driver.on_change)
+        self._guard(lambda: self._look(trials))
+
+    def _look(self, trials: list[Any]) -> None:
+        """Goes on, or asks the workers to stop and waits until they have, though not for ever."""
+        self._driver.on_change()
+        if not self._driver.is_stopping():
+            return
+        if self._give_up == math.inf:
+            self._give_up = time.monotonic() + _STOP_S
+            write_atomic(self._driver.layout.stop, b"")
+        if time.monotonic() > self._give_up or not any(trial.status == "RUNNING" for trial in trials):
+            raise Interrupted
 
     def _guard(self, action: Callable[[], None]) -> None:
         try:

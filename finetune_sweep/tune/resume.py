@@ -2,6 +2,7 @@
 
 They are written at evaluations, when the training since the last one took `PAYS` times as long as writing does, so
 that they cost a few per cent at most. A kill then loses the epoch that it fell into, or what was too short to matter.
+A driver that is asked to stop has them written at the next step, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Best:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a work unit needs to go on after its last stored evaluation."""
+    """What a work unit needs to go on from its last stored step; `best` is None before its first evaluation."""
 
     snapshot: Snapshot
-    best: Best
+    best: Best | None
 
 
 class Checkpoints:
@@ -76,17 +77,22 @@ class Checkpoints:
         """Whether enough was trained since the last checkpoint."""
         return time.monotonic() - self._last >= PAYS * self._write_s
 
-    def write(self, snapshot: Snapshot, best: Best) -> None:
+    def write(self, snapshot: Snapshot, best: Best | None) -> None:
         """Stores where a training stands, and keeps the checkpoint before it.
+
+        Args:
+            snapshot: At an evaluation, or at a step between two of them.
+            best: The evaluation that counts so far; None before the first.
 
         Raises:
             StorageError: If the disk refuses.
         """
         started = time.monotonic()
-        target = self._folder / f"resume-{snapshot.epoch:04d}"
+        target = self._folder / f"resume-{snapshot.epoch:04d}-{snapshot.step:08d}"
         with folder_aside(target) as aside:
             save_file(dict(snapshot.tensors), aside / _TENSORS)
-            save_file({name: tensor.contiguous() for name, tensor in best.tensors.items()}, aside / _BEST)
+            if best is not None:
+                save_file({name: tensor.contiguous() for name, tensor in best.tensors.items()}, aside / _BEST)
             (aside / _STATE).write_text(json.dumps(_state(snapshot, best)), encoding="utf-8")
         for folder in self._present()[:-2]:
             remove_folder(folder)
@@ -102,13 +108,13 @@ class Checkpoints:
         return sorted(self._folder.glob("resume-*"))
 
 
-def _state(snapshot: Snapshot, best: Best) -> dict[str, object]:
+def _state(snapshot: Snapshot, best: Best | None) -> dict[str, object]:
     return {
         "epoch": snapshot.epoch,
         "step": snapshot.step,
         "micro_batch": snapshot.micro_batch,
         "history": [dataclasses.asdict(evaluation) for evaluation in snapshot.history],
-        "best": {"score": best.score, "epoch": best.epoch},
+        "best": None if best is None else {"score": best.score, "epoch": best.epoch},
     }
 
 
@@ -121,4 +127,6 @@ def _read(folder: Path) -> Resumed:
         micro_batch=state["micro_batch"],
         history=tuple(Evaluation(**evaluation) for evaluation in state["history"]),
     )
+    if state["best"] is None:
+        return Resumed(snapshot, None)
     return Resumed(snapshot, Best(**state["best"], tensors=load_file(folder / _BEST)))

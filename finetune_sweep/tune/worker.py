@@ -37,6 +37,7 @@ from finetune_sweep.train.state import Evaluation, LoopState
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
+from finetune_sweep.tune.watch import StopSign, Watchdog
 
 STORAGE_ERROR: Final = "storage_error"
 """The name of what a worker reports when the storage refuses: that ends the sweep, and no trial."""
@@ -103,7 +104,8 @@ def run_unit(
         yield (UnitStarted(unit.name, keys, worker_info(plan)),)
     run = _UnitRun(assignment, plan, layout, loaded)
     try:
-        yield from run.events()
+        with run.watchdog.over(layout.hang(unit.name)):
+            yield from run.events()
     except StorageError:
         raise
     except TrialError as error:
@@ -126,8 +128,16 @@ class _UnitRun:
     history: list[Evaluation] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        """Nothing is watched before `events` is asked for."""
+        self.watchdog = Watchdog(self.plan.sweep.trial_timeout_s)
+        self.stop_sign = StopSign(self.layout.stop)
+
     def events(self) -> Iterator[tuple[Event, ...]]:
-        """Trains from the newest checkpoint, or from the start; what was evaluated before is told again."""
+        """Trains from the newest checkpoint, or from the start; what was evaluated before is told again.
+
+        Where the driver asks to stop, where the training stands is stored, and its trials have no end yet.
+        """
         job, state = self.loaded.job(self.assignment.unit.trials[-1])
         checkpoints = Checkpoints(self.layout, self.assignment.unit.name)
         resumed = checkpoints.newest()
@@ -136,12 +146,18 @@ class _UnitRun:
             self.best = resumed.best
             for evaluation in resumed.snapshot.history:
                 yield self._tell(evaluation)
-        for evaluation in loop.fit(job, state):
-            best = self._note(evaluation, state)
-            yield self._tell(evaluation)
-            if evaluation.epoch < job.settings.epochs and not evaluation.stopped and checkpoints.is_due():
-                checkpoints.write(state.state_dict(), best)
-        checkpoints.clear()
+        is_complete, stored = False, state.step
+        with self.watchdog.listen(state.model):
+            for evaluation in loop.fit(job, state, self.stop_sign.is_up):
+                best = self._note(evaluation, state)
+                yield self._tell(evaluation)
+                is_complete = evaluation.stopped or evaluation.epoch == job.settings.epochs
+                if not is_complete and checkpoints.is_due():
+                    checkpoints.write(state.state_dict(), best)
+        if is_complete:
+            checkpoints.clear()
+        elif state.step > stored:
+            checkpoints.write(state.state_dict(), self.best)
 
     def _tell(self, evaluation: Evaluation) -> tuple[Event, ...]:
         """An evaluation, and the ends of the trials that it completes."""

@@ -98,3 +98,21 @@ def test_when_the_time_is_up_nothing_is_started_until_the_next_run(write_sweep: 
     assert command("run", sweep, *more, cwd=sweep.parent).code == 0
     assert [trial["state"] for trial in trials(sweep).values()] == ["finished", "finished"]
     assert status(sweep)["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_no_step_in_time_is_ended_and_its_trial_says_where_it_hung(
+    write_sweep: WriteSweep,
+) -> None:
+    sweep = write_sweep(
+        space="{learning_rate: [1e-3], epochs: [1]}", extra="trial_timeout_s: 1e-3\nretries: 1\n"
+    )
+
+    result = command("run", sweep, cwd=sweep.parent)
+
+    assert result.code == 1
+    ends = [entry.event for entry in read(layout(sweep)) if isinstance(entry.event, TrialEnded)]
+    failures = [end.failure for end in ends if end.failure is not None]
+    assert [failure.kind for failure in failures] == ["hang"]
+    assert failures[0].message == "no step within trial_timeout_s (0.001 s), 2 times"
+    assert "most recent call first" in failures[0].traceback

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +21,11 @@ from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.train import weights
-from finetune_sweep.tune import resume
+from finetune_sweep.tune import resume, watch
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.conftest import WriteSweep
 
 SPACE = "{learning_rate: [1e-2], epochs: [2, 3, 5]}"
@@ -93,8 +96,8 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
     layout = Layout(tmp_path / "cut", "tiny")
     until_epoch(start(plan, layout), 3)
     assert [path.name for path in sorted(layout.root.glob("trials/*/resume-*"))] == [
-        "resume-0002",
-        "resume-0003",
+        "resume-0002-00000012",
+        "resume-0003-00000018",
     ]
 
     resumed = all_of(start(plan, layout))
@@ -109,6 +112,70 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
     found = load_file(layout.root / last / CHANGED_TENSORS)
     assert all(found[name].equal(tensor) for name, tensor in expected.items())
     assert not list(layout.root.glob("trials/*/resume-*"))
+
+
+def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LOOK_S", 0.0)
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    layout = Layout(tmp_path / "cut", "tiny")
+    told: list[Event] = []
+    for stop_after in (4, 9, 16):
+        loaded = Loaded(plan)
+        model = loaded.pretrained(plan.units[0].trials[0].model).model
+        counter = itertools.count(1)
+        handle = model.register_forward_pre_hook(partial(_raise_sign, counter, stop_after, layout))
+        asked = all_of(run_unit(Assignment(plan.units[0]), plan, layout, loaded))
+        handle.remove()
+        layout.stop.unlink()
+        told += asked
+        assert not ends(asked) or stop_after > 4
+
+    resumed = all_of(start(plan, layout))
+
+    assert results(resumed) == results(whole)
+    assert [replace(end, checkpoint=None) for end in ends(resumed)] == [
+        replace(end, checkpoint=None) for end in ends(whole)
+    ]
+    assert all(result in results(whole) for result in results(told))
+    assert not list(layout.root.glob("trials/*/resume-*"))
+
+
+def _raise_sign(counter: Iterator[int], stop_after: int, layout: Layout, *_: object) -> None:
+    """Asks the worker to stop once its model has been called so often."""
+    if next(counter) == stop_after:
+        layout.stop.parent.mkdir(parents=True, exist_ok=True)
+        layout.stop.touch()
+
+
+def test_a_worker_that_hangs_is_ended_and_leaves_what_it_was_doing(tmp_path: Path) -> None:
+    note = tmp_path / "hang.txt"
+    program = (
+        "import pathlib, time\n"
+        "from finetune_sweep.tune.watch import Watchdog\n"
+        "def stuck():\n"
+        "    time.sleep(600)\n"
+        "dog = Watchdog(0.2)\n"
+        f"with dog.over(pathlib.Path({str(note)!r})):\n"
+        "    for _ in range(3):\n"
+        "        time.sleep(0.12)\n"
+        "        dog.beat()\n"
+        "    stuck()\n"
+    )
+
+    ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
+
+    assert ended.returncode == 1
+    assert "in stuck" in note.read_text()
+
+
+def test_a_worker_that_works_is_left_alone_and_leaves_nothing(plan: Plan, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "tiny")
+    events = all_of(start(plan, layout))
+
+    assert {end.state for end in ends(events)} == {"finished"}
+    assert not layout.hang(plan.units[0].name).exists()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no manifest"])

@@ -1,0 +1,98 @@
+"""What a sweep needs of the disk: estimated before it starts, and looked after while it runs."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from finetune_sweep.errors import StorageError
+from finetune_sweep.plan import Plan
+from finetune_sweep.train import architecture, weights
+
+_FLOAT_BYTES: Final = 4
+_COPIES_OF_THE_WINNER: Final = 2
+"""`best/`, and the new one beside the old one while they change places."""
+_RESUME_TENSORS: Final = {"adamw": 4, "sgd": 2}
+"""Tensors in a checkpoint for resuming, for each tensor that training changes: weights, best weights, moments."""
+_RESUME_FOLDERS: Final = 3
+"""The last two, and the one that is being written."""
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a sweep writes into its storage.
+
+    Attributes:
+        least: What it surely writes: the checkpoints that are kept, and the promoted model.
+        per_worker: What each worker adds at most while it trains.
+    """
+
+    least: int
+    per_worker: int
+
+    def __str__(self) -> str:
+        return f"{size(self.least)}, and up to {size(self.per_worker)} for each trial while it trains"
+
+
+def estimate(plan: Plan) -> DiskNeed:
+    """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
+    sweep = plan.sweep
+    kept, resumed, whole = [], [], 0
+    for trial in plan.trials:
+        folder = weights.locate(trial.model, Path(), Path(sweep.cache or ""))
+        arch = architecture.describe(weights.read_config(folder))
+        changed, total = architecture.trained_parameters(weights.parameter_shapes(folder), arch, trial.depth)
+        kept.append(changed * _FLOAT_BYTES)
+        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[trial.training.optimizer])
+        whole = max(whole, total * _FLOAT_BYTES)
+    largest = sorted(kept, reverse=True)[: sweep.keep_checkpoints]
+    return DiskNeed(sum(largest) + _COPIES_OF_THE_WINNER * whole, _RESUME_FOLDERS * max(resumed, default=0))
+
+
+def check_before(plan: Plan, folder: Path, workers: int) -> str:
+    """Compares what a sweep needs with what is free, counting what its folder holds already.
+
+    Returns:
+        A warning if it can happen that the disk becomes too full; empty if it cannot.
+
+    Raises:
+        StorageError: If even what the sweep surely writes does not fit above `min_free_bytes`.
+    """
+    need, floor = estimate(plan), plan.sweep.min_free_bytes
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + held < floor + need.least:
+        raise StorageError(
+            f"{folder} has {size(free)} free; the sweep writes at least {size(need.least)} and leaves min_free_bytes"
+            f" ({size(floor)}): make room, lower keep_checkpoints, or give another --storage"
+        )
+    most = need.least + workers * need.per_worker
+    if free + held < floor + most:
+        needed = f"up to {size(most)} needed, and min_free_bytes {size(floor)}"
+        return f"the disk may become full: {size(free)} free, {needed}"
+    return ""
+
+
+def check_floor(plan: Plan, folder: Path) -> None:
+    """Stops while there is room to write down that it stopped.
+
+    Raises:
+        StorageError: If less is free than `min_free_bytes`.
+    """
+    free, floor = shutil.disk_usage(folder).free, plan.sweep.min_free_bytes
+    if free < floor:
+        raise StorageError(
+            f"{folder} has {free:,} bytes free, below min_free_bytes ({floor:,}); make room, and run again: what is"
+            " finished stays"
+        )
+
+
+def size(count: float) -> str:
+    """A number of bytes as people read it: `1.2 GB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
