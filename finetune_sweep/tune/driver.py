@@ -27,7 +27,8 @@ from finetune_sweep.spec import Tpe
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
-from finetune_sweep.tune.worker import STORAGE_ERROR, Assignment, UnitTrainable
+from finetune_sweep.tune.watch import Growth
+from finetune_sweep.tune.worker import HELD, STORAGE_ERROR, Assignment, UnitTrainable
 
 _STOP_S: Final = 18.0
 """How long workers may take to store where they are; a session that was asked to stop ends within 30 s."""
@@ -42,6 +43,9 @@ class Driver:
         on_change: Called after every change of the journal, and now and then.
         is_stopping: Whether the run is to end; workers then store where they are.
         failures: How often the trials of this run failed by a fault of their own.
+        growth: The memory that workers hold.
+        outgrown: Whether one holds too much: then this round ends, and the next one has new workers.
+        started: When `max_hours` began, by `time.monotonic`.
     """
 
     plan: Plan
@@ -51,6 +55,9 @@ class Driver:
     on_change: Callable[[], None]
     is_stopping: Callable[[], bool]
     failures: Counter[str] = field(default_factory=Counter)
+    growth: Growth = field(default_factory=Growth)
+    outgrown: bool = False
+    started: float = field(default_factory=time.monotonic)
 
     def train(self) -> None:
         """Trains what is missing, in rounds, until every trial has a result or has failed by its own fault.
@@ -61,19 +68,28 @@ class Driver:
         """
         self._remove_orphans()
         disk.check_floor(self.plan, self.layout.root)
-        hours = self.plan.sweep.search.max_hours
-        deadline = time.monotonic() + hours * 3600 if hours is not None else None
-        for _ in range(self.plan.sweep.retries + 1):
+        rounds = 0
+        while rounds <= self.plan.sweep.retries:
             units = remaining(self.plan, self.journal.record, self.failures)
             count = len(units) + self.unasked()
-            if not count or (deadline is not None and time.monotonic() > deadline):
+            if not count or self.is_late():
                 return
-            self._fit(UnitSearcher(self._assignments(units), deadline), count)
-        if deadline is not None and time.monotonic() > deadline:
+            self.outgrown = False
+            self._fit(UnitSearcher(self._assignments(units), self._is_over), count)
+            rounds += not self.outgrown  # replacing workers is no retry
+        if self.is_late():
             return  # what the limit of time kept from starting was not lost
         for unit in remaining(self.plan, self.journal.record, self.failures):
             failure = self._loss(unit)
             self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for t in unit.trials))
+
+    def is_late(self) -> bool:
+        """Whether `max_hours` have passed: then nothing more is started."""
+        hours = self.plan.sweep.search.max_hours
+        return hours is not None and time.monotonic() > self.started + hours * 3600
+
+    def _is_over(self) -> bool:
+        return self.outgrown or self.is_late() or self.is_stopping()
 
     def _loss(self, unit: WorkUnit) -> Failure:
         """Why a unit has no result after the last round: its worker hung and said where, or died without a word."""
@@ -239,6 +255,9 @@ class _Recorder(tune.Callback):
         if STORAGE_ERROR in result:
             raise StorageError(result[STORAGE_ERROR])
         self._driver.record(result.get("events", ()))
+        if HELD in result:
+            host, pid, held = result[HELD]
+            self._driver.outgrown |= self._driver.growth.is_too_much((host, pid), held)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
         self._guard(lambda: self._look(trials))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -18,21 +17,22 @@ class UnitSearcher(Searcher):
     next one when it is asked for it.
     """
 
-    def __init__(self, assignments: Iterator[Assignment], deadline: float | None = None) -> None:
+    def __init__(
+        self, assignments: Iterator[Assignment], is_over: Callable[[], bool] = lambda: False
+    ) -> None:
         """Takes the assignments of one round.
 
         Args:
             assignments: Taken one by one, as late as possible.
-            deadline: None is handed out after this moment, in seconds of `time.monotonic`; None for never.
+            is_over: Whether no more are to be handed out in this round.
         """
         super().__init__()
         self._assignments = assignments
-        self._deadline = deadline
+        self._is_over = is_over
 
     def suggest(self, trial_id: str) -> Any:  # noqa: ANN401, ARG002 - Ray Tune's signature
         """The next assignment, or the word for no more."""
-        is_late = self._deadline is not None and time.monotonic() > self._deadline
-        assignment = None if is_late else next(self._assignments, None)
+        assignment = None if self._is_over() else next(self._assignments, None)
         return Searcher.FINISHED if assignment is None else {"assignment": assignment}
 
     def on_trial_complete(self, trial_id: str, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Ray Tune's

@@ -1,9 +1,10 @@
-"""What a worker does beside training: it notices that it hangs, and that it is asked to stop."""
+"""What a worker does beside training: it notices that it hangs, is asked to stop, or keeps too much memory."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 _REARM_S: Final = 1.0
 _LOOK_S: Final = 0.5
+_GROWTH: Final = 2.0
+_GROWTH_BYTES: Final = 1 << 30
 
 
 class Watchdog:
@@ -73,6 +76,28 @@ class Watchdog:
     def _arm(self, file: int) -> None:
         self._armed = time.monotonic()
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=file)
+
+
+def resident_bytes() -> int:
+    """The memory of this process that is in RAM; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class Growth:
+    """Whether workers keep more and more memory from one unit to the next, each against its own first unit."""
+
+    def __init__(self) -> None:
+        """Knows of no worker yet."""
+        self._first: dict[tuple[str, int], int] = {}
+
+    def is_too_much(self, worker: tuple[str, int], resident: int) -> bool:
+        """Takes what a worker, by host and process, holds after a unit; says whether it is to be replaced."""
+        first = self._first.setdefault(worker, resident)
+        return resident > max(_GROWTH * first, first + _GROWTH_BYTES)
 
 
 class StopSign:

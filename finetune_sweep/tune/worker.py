@@ -37,10 +37,12 @@ from finetune_sweep.train.state import Evaluation, LoopState
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
-from finetune_sweep.tune.watch import StopSign, Watchdog
+from finetune_sweep.tune.watch import StopSign, Watchdog, resident_bytes
 
 STORAGE_ERROR: Final = "storage_error"
 """The name of what a worker reports when the storage refuses: that ends the sweep, and no trial."""
+HELD: Final = "held"
+"""The name of what a worker reports after a unit: its host, its process, and the bytes of memory it holds."""
 _TRACEBACK_CHARACTERS: Final = 8000
 
 
@@ -79,7 +81,9 @@ class UnitTrainable(tune.Trainable):
             events = next(self._events, None)
         except StorageError as error:
             return {"events": (), "done": True, STORAGE_ERROR: str(error)}
-        return {"events": events or (), "done": events is None}
+        if events is None:
+            return {"events": (), "done": True, HELD: (socket.gethostname(), os.getpid(), resident_bytes())}
+        return {"events": events, "done": False}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: checkpoints are the sweep's own, never Ray Tune's."""

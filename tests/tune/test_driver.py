@@ -116,3 +116,24 @@ def test_a_worker_that_takes_no_step_in_time_is_ended_and_its_trial_says_where_i
     assert [failure.kind for failure in failures] == ["hang"]
     assert failures[0].message == "no step within trial_timeout_s (0.001 s), 2 times"
     assert "most recent call first" in failures[0].traceback
+
+
+@pytest.mark.slow
+def test_a_worker_whose_memory_grows_is_replaced_and_that_is_no_retry(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(
+        space="{learning_rate: [1e-3, 2e-3, 3e-3], epochs: [1]}", extra="retries: 0\nmax_concurrent: 1\n"
+    )
+    program = (
+        "import sys\n"
+        "from finetune_sweep.tune import watch\n"
+        "watch._GROWTH, watch._GROWTH_BYTES = 0.5, -(1 << 50)\n"
+        "from finetune_sweep.cli import main\n"
+        "sys.exit(main())\n"
+    )
+
+    line = [sys.executable, "-c", program, "run", str(sweep)]
+    done = subprocess.run(line, cwd=sweep.parent, check=False, timeout=TIMEOUT_S)
+
+    assert done.returncode == 0
+    started = [entry.event for entry in read(layout(sweep)) if isinstance(entry.event, UnitStarted)]
+    assert len({event.worker.pid for event in started}) == len(started) == 3

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
@@ -176,6 +177,25 @@ def test_a_worker_that_works_is_left_alone_and_leaves_nothing(plan: Plan, tmp_pa
 
     assert {end.state for end in ends(events)} == {"finished"}
     assert not layout.hang(plan.units[0].name).exists()
+
+
+def test_a_worker_is_to_be_replaced_when_it_holds_twice_what_it_held_after_its_first_unit() -> None:
+    growth, gigabyte = watch.Growth(), 1 << 30
+    small, large = ("host", 1), ("host", 2)
+
+    assert not growth.is_too_much(small, gigabyte // 2)
+    assert not growth.is_too_much(large, 3 * gigabyte)
+    assert not growth.is_too_much(small, gigabyte)
+    assert not growth.is_too_much(large, 6 * gigabyte)
+    assert growth.is_too_much(small, 2 * gigabyte)
+    assert growth.is_too_much(large, 7 * gigabyte)
+
+
+def test_the_memory_of_this_process_is_known() -> None:
+    before = watch.resident_bytes()
+    held = np.ones(100 << 20, dtype=np.uint8)
+
+    assert watch.resident_bytes() - before >= 0.9 * held.nbytes
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no manifest"])
