@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
-from finetune_sweep import card
+from finetune_sweep import card, finalists
 from finetune_sweep.assembly import Found, assemble, evaluate_folder
 from finetune_sweep.card import Evidence, FinalTest
 from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
@@ -139,7 +139,7 @@ def epoch_of(winner: TrialRecord) -> int:
 
 
 def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> TrialRecord:
-    """The best trial of the sweep, or the one that the user prefers.
+    """The run that the finalists' verdict names, else the best trial; or the trial that the user prefers.
 
     Raises:
         UserError: No trial is finished, or this one is not.
@@ -147,9 +147,9 @@ def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> Tria
     ranking = card.finished(plan, record)
     if not ranking:
         raise UserError(f"no trial of the sweep {plan.sweep.name!r} is finished, so none can be promoted")
+    by_key = {trial.key: trial for trial in (*ranking, *record.all_current()) if trial.score is not None}
     if key is None:
-        return ranking[0]
-    by_key = {trial.key: trial for trial in ranking}
+        return by_key[record.decided.winner] if record.decided is not None else ranking[0]
     if key not in by_key:
         state = f" (it is {record.trials[key].state})" if key in record.trials else nearest(key, by_key)
         best = ", ".join(f"{trial.key} ({trial.planned.label}: {trial.score:g})" for trial in ranking[:3])
@@ -172,7 +172,8 @@ class _Promotion:
 
     @property
     def trial(self) -> Trial:
-        return next(trial for trial in self.plan.trials if trial.key == self.winner.key)
+        trials = (*self.plan.trials, *finalists.final_runs(self.plan, self.journal.record))
+        return next(trial for trial in trials if trial.key == self.winner.key)
 
     def carry_out(self, prepared: Prepared) -> Promoted:
         self._remove_leftovers()
