@@ -16,7 +16,11 @@ from finetune_sweep.yamlio import Value
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any."""
+    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any.
+
+    Attributes:
+        padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
+    """
 
     model: str
     depth: Depth
@@ -24,12 +28,14 @@ class Trained:
     blocks_trained: int
     parameters: int
     parameters_trained: int
+    padded: bool
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
         return (
             f"trains {self.blocks_trained} of {self.blocks} blocks, {millions:.1f} of {of:.1f} M parameters"
             f"{' and the new head' if self.parameters_trained < self.parameters else ''}"
+            f"{'; texts are padded' if self.padded else ''}"
         )
 
 
@@ -124,7 +130,7 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         trainings=len(units),
         epochs=sum(unit.epochs for unit in units),
         epochs_apart=sum(trial.epochs for trial in missing),
-        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing))),
+        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing), plan.sweep.speed)),
         trained=tuple(_trained(plan.trials, plan.sweep.cache or "")),
     )
 
@@ -143,7 +149,7 @@ def _trained(trials: Sequence[Trial], cache: str) -> Iterator[Trained]:
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
         trained, total = architecture.trained_parameters(shapes, arch, depth)
         frozen = 0 if depth == "embeddings" else depth
-        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained)
+        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained, not arch.can_pack)
 
 
 def _order(depth: Depth) -> float:

@@ -81,7 +81,7 @@ class Plan:
     @property
     def units(self) -> tuple[WorkUnit, ...]:
         """All work units, as if nothing was done."""
-        return tuple(work_units(self.trials))
+        return tuple(work_units(self.trials, self.sweep.speed))
 
     def events(self) -> Iterator[TrialPlanned | SweepPlanned]:
         """The plan as the journal records it."""
@@ -267,4 +267,5 @@ def remaining(plan: Plan, record: SweepRecord, failed: Mapping[str, int]) -> lis
         failed: How often each trial's own failure was seen in this run; such a trial is not tried again.
     """
     done = {key for key, trial in record.trials.items() if trial.done}
-    return work_units(t for t in plan.trials if t.key not in done and not failed.get(t.key))
+    missing = (t for t in plan.trials if t.key not in done and not failed.get(t.key))
+    return work_units(missing, plan.sweep.speed)

@@ -10,6 +10,7 @@ from typing import Final, Literal
 from finetune_sweep.events import TrialPlanned
 from finetune_sweep.settings import RECIPE_VERSION, Model, Training, leaf_names
 from finetune_sweep.space import Config, canonical
+from finetune_sweep.speed import Speed
 from finetune_sweep.yamlio import Value
 
 Depth = int | Literal["embeddings"]
@@ -142,11 +143,17 @@ def _text(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).rpartition("/")[2]
 
 
-def work_units(trials: Iterable[Trial]) -> list[WorkUnit]:
-    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`."""
+def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[WorkUnit]:
+    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`.
+
+    Args:
+        trials: In the order of the plan.
+        speed: What is shared; by default all that can be.
+    """
     groups: dict[str, list[Trial]] = {}
+    share = (speed or Speed()).share_trajectories
     for trial in trials:
-        groups.setdefault(_trajectory(trial), []).append(trial)
+        groups.setdefault(_trajectory(trial) if share else trial.key, []).append(trial)
     return [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
 
 

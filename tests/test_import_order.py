@@ -26,6 +26,7 @@ ORDER = (
     "finetune_sweep.space_cells",
     "finetune_sweep.space_parser",
     "finetune_sweep.settings",
+    "finetune_sweep.speed",
     "finetune_sweep.spec",
     "finetune_sweep.complaints",
     "finetune_sweep.sweepfile",
@@ -50,6 +51,7 @@ ORDER = (
     "finetune_sweep.train.rows",
     "finetune_sweep.train.cleaning",
     "finetune_sweep.train.data",
+    "finetune_sweep.train.packing",
     "finetune_sweep.train.prefix_cache",
     "finetune_sweep.train.state",
     "finetune_sweep.train.loop",
@@ -95,6 +97,7 @@ HOMES = {
     "yaml": ("finetune_sweep.yamlio",),
     "pydantic": (
         "finetune_sweep.settings",
+        "finetune_sweep.speed",
         "finetune_sweep.spec",
         "finetune_sweep.complaints",
         "finetune_sweep.sweepfile",

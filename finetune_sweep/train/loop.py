@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
+from finetune_sweep.train.packing import LABELS, Forward, forward_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Precision, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import EarlyStopping
@@ -50,6 +51,7 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     model.to(job.device)  # type: ignore[arg-type]
     return LoopState(
         model=model,
+        forward=forward_of(model, job.arch, unpadding=job.unpadding),
         optimizer=optim.build_optimizer(model, job.settings),
         changed=layers.changed_tensors(model, job.arch, job.depth),
         micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
@@ -74,7 +76,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
         train_loss, train_metrics = _train_epoch(job, state)
         trained = time.perf_counter()
         predictions = evaluate(
-            state.model,
+            state.forward,
             job.task,
             job.validation,
             device=job.device,
@@ -102,7 +104,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
 
 
 def evaluate(
-    model: nn.Module,
+    forward: Forward,
     task: Task,
     encoded: Encoded,
     *,
@@ -110,7 +112,7 @@ def evaluate(
     precision: Precision,
     pad_token_id: int,
 ) -> Predictions:
-    """Predicts every row of a split, in eval mode.
+    """Predicts every row of a split, with the model in eval mode.
 
     Batches are of `EVALUATION_BATCH` rows of similar length, always the same ones; one that does not fit into
     memory is halved.
@@ -121,14 +123,14 @@ def evaluate(
     Raises:
         TrialError: `out_of_memory` if one row is too much.
     """
-    model.eval()
+    forward.model.eval()  # type: ignore[no-untyped-call]  # transformers'
 
     def predict(rows: NDArray[np.int64]) -> list[Predictions]:
-        def forward() -> Predictions:
-            batch = _to_device(task.collate(encoded, rows, pad_token_id), device)
-            return task.predict(_forward(model, batch, device, precision), batch)
+        def compute() -> Predictions:
+            batch = task.collate(encoded, rows, pad_token_id)
+            return task.predict(_compute(forward, batch, device, precision), _labels(batch, device))
 
-        predictions = _unless_out_of_memory(forward)
+        predictions = _unless_out_of_memory(compute)
         if predictions is not None:
             return [predictions]
         if len(rows) == 1:
@@ -204,14 +206,15 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     seen: list[_Seen] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
-        batch = _to_device(job.task.collate(job.train, part, job.pad_token_id), job.device)
+        batch = job.task.collate(job.train, part, job.pad_token_id)
         # Dropout layers draw from the process's generator and take no other.
         torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
-        output = _forward(state.model, batch, job.device, job.precision)
-        loss = job.task.losses(output, batch).sum()
+        output = _compute(state.forward, batch, job.device, job.precision)
+        labels = _labels(batch, job.device)
+        loss = job.task.losses(output, labels).sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-        seen.append(_Seen(output.logits.detach(), {"labels": batch["labels"]}))
+        seen.append(_Seen(output.logits.detach(), labels))
     return torch.stack(losses).sum(), seen
 
 
@@ -224,14 +227,14 @@ def _update(job: Job, state: LoopState) -> int:
     return state.step + 1
 
 
-def _forward(model: nn.Module, batch: Batch, device: str, precision: Precision) -> Output:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+def _compute(forward: Forward, batch: Batch, device: str, precision: Precision) -> Output:
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return cast("Output", model(**inputs))
+        return forward(batch)
 
 
-def _to_device(batch: Batch, device: str) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _labels(batch: Batch, device: str) -> Batch:
+    """What losses and metrics need of a batch, where its logits are."""
+    return {LABELS: batch[LABELS].to(device)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

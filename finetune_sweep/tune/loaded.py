@@ -135,5 +135,6 @@ class Loaded:
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
             arch=pretrained.arch,
+            unpadding=self._plan.sweep.speed.unpadding,
         )
         return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)

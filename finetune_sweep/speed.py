@@ -1,0 +1,16 @@
+"""What spares a sweep work without changing what it finds, each with a switch: to measure it, or to do without it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from finetune_sweep.settings import NOT_IN_KEY, Model
+
+
+class Speed(Model):
+    """What spares work. In fp32 the results stay as they are, within the bounds that docs/performance.md states."""
+
+    unpadding: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
+    """Texts of a batch are computed end to end; only attention sees them padded."""
+    share_trajectories: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
+    """Trials that differ only in `epochs` are trained as one, as far as their learning rates agree."""
