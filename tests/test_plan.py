@@ -199,6 +199,25 @@ def test_the_outlook_counts_what_is_trained(write_sweep: WriteSweep) -> None:
     assert seen.trained[0].parameters_trained == seen.trained[0].parameters
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("seed=0", ["", "", "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
+        ("speed.prefix_cache=false", ["", "", "", ""]),
+        ("speed.unpadding=false", ["", "", "in each epoch, as texts are padded", "in each epoch"]),
+        ("speed.prefix_cache_bytes=9000", ["", "", "if the result fits (at most 0.1 MB", "computed once"]),
+    ],
+)
+def test_the_outlook_says_what_is_kept_of_frozen_blocks(
+    change: str, words: list[str], write_sweep: WriteSweep
+) -> None:
+    made = planned(write_sweep(space="{freeze_depth: [0, embeddings, 1, all]}"), change)
+    rows = outlook.look(made, SweepRecord()).trained
+
+    assert all(word in row.cache for word, row in zip(words, rows, strict=True))
+    assert [bool(word) for word in words] == [bool(row.cache) for row in rows]
+
+
 def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None:
     trials: tuple[Trial, ...] = planned(write_sweep()).trials
     backwards = work_units(replace(trial) for trial in reversed(trials))

@@ -29,6 +29,7 @@ class Family:
         embeddings: Modules that come before the first block.
         blocks: The list of blocks; their index follows.
         count: The key of ``config.json`` that tells how many blocks there are.
+        width: The key of ``config.json`` that tells the size of the states between blocks.
         head: What turns the state of one token after the last block, of shape (rows, 1, hidden), into logits:
             modules of the whole model in their order, and ``relu``. Empty where this is not known: such models
             are padded.
@@ -43,6 +44,7 @@ class Family:
     embeddings: tuple[str, ...]
     blocks: str
     count: str = "num_hidden_layers"
+    width: str = "hidden_size"
     head: tuple[str, ...] = ()
     reads: Literal["first", "last"] = "first"
     closing: tuple[str, ...] = ()
@@ -69,6 +71,7 @@ _DISTILBERT = Family(
     embeddings=("embeddings",),
     blocks="transformer.layer",
     count="n_layers",
+    width="dim",
     head=("pre_classifier", "relu", "dropout", "classifier"),
 )
 _ELECTRA = Family(
@@ -83,6 +86,7 @@ _GPT2 = Family(
     embeddings=("wte", "wpe", "drop"),
     blocks="h",
     count="n_layer",
+    width="n_embd",
     head=("transformer.ln_f", "score"),
     reads="last",
     closing=("ln_f",),
@@ -121,11 +125,13 @@ class Architecture:
         model_type: The family's name in ``config.json``.
         blocks: How many blocks lie between embeddings and head.
         name: What messages call the model.
+        width: The size of the states between blocks; 0 if the configuration does not tell it.
     """
 
     model_type: str
     blocks: int
     name: str
+    width: int = 0
 
     @property
     def family(self) -> Family:
@@ -135,7 +141,7 @@ class Architecture:
     @property
     def can_pack(self) -> bool:
         """Whether texts can be computed without padding between them."""
-        return bool(self.family.head)
+        return bool(self.family.head) and self.width > 0
 
     def part_of(self, parameter_name: str) -> Part:
         """Returns where a parameter belongs: embeddings, the index of its block, or the head.
@@ -178,7 +184,8 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
         raise UserError(
             f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
         )
-    return Architecture(model_type=model_type, blocks=blocks, name=name or model_type)
+    width = config.get(FAMILIES[model_type].width)
+    return Architecture(model_type, blocks, name or model_type, width if isinstance(width, int) else 0)
 
 
 def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:

@@ -20,7 +20,8 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
-from finetune_sweep.train.packing import LABELS, Forward, forward_of
+from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
+from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Precision, derive_seed
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     model.to(job.device)  # type: ignore[arg-type]
     return LoopState(
         model=model,
-        forward=forward_of(model, job.arch, unpadding=job.unpadding),
+        forward=forward_of(model, job.arch, unpadding=job.unpadding, first=job.first),
         optimizer=optim.build_optimizer(model, job.settings),
         changed=layers.changed_tensors(model, job.arch, job.depth),
         micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
@@ -127,7 +128,7 @@ def evaluate(
 
     def predict(rows: NDArray[np.int64]) -> list[Predictions]:
         def compute() -> Predictions:
-            batch = task.collate(encoded, rows, pad_token_id)
+            batch = _collate(task, encoded, rows, pad_token_id)
             return task.predict(_compute(forward, batch, device, precision), _labels(batch, device))
 
         predictions = _unless_out_of_memory(compute)
@@ -206,7 +207,7 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     seen: list[_Seen] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
-        batch = job.task.collate(job.train, part, job.pad_token_id)
+        batch = _collate(job.task, job.train, part, job.pad_token_id)
         # Dropout layers draw from the process's generator and take no other.
         torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
         output = _compute(state.forward, batch, job.device, job.precision)
@@ -225,6 +226,12 @@ def _update(job: Job, state: LoopState) -> int:
         torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm)
     state.optimizer.step()
     return state.step + 1
+
+
+def _collate(task: Task, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
+    """A batch as the task makes it, with the states of its rows where the split has them."""
+    batch, states = task.collate(encoded, rows, pad_token_id), states_of(encoded, rows)
+    return batch if states is None else {**batch, STATES: states}
 
 
 def _compute(forward: Forward, batch: Batch, device: str, precision: Precision) -> Output:

@@ -251,14 +251,21 @@ class PackedModel:
             first: Blocks that the states in a batch have behind them; None to begin with the tokens.
         """
         self.model, self._arch = model, arch
+        self._is_head = first == arch.blocks
         self._body = Body(model, arch, first)
 
     def __call__(self, batch: Batch) -> Logits:
-        """Computes a batch that lies on the CPU; its states, if any, lie on the device."""
+        """Computes a batch that lies on the CPU, with its states if there are any.
+
+        States after the last block are one for each row: those that the head reads.
+        """
+        states = batch[STATES].to(self.model.device) if STATES in batch else None
+        if self._is_head and states is not None:
+            return Logits(apply_head(self.model, self._arch, states))
         pad_token_id = self.model.config.pad_token_id
         packed = pack(batch, self._arch, int(pad_token_id or 0), str(self.model.device))
-        states = self._body(packed, batch.get(STATES))
-        return Logits(apply_head(self.model, self._arch, states.index_select(0, packed.read)))
+        found = self._body(packed, states)
+        return Logits(apply_head(self.model, self._arch, found.index_select(0, packed.read)))
 
 
 def apply_head(model: nn.Module, arch: Architecture, states: Tensor) -> Tensor:

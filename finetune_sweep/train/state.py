@@ -42,6 +42,7 @@ class Job:
         pad_token_id: What fills the rows of a batch.
         arch: Where the model's embeddings, blocks and head are.
         unpadding: Whether batches are computed without their padding, where the architecture allows it.
+        first: Blocks that the states in the encoded splits have behind them; None where they have no states.
     """
 
     task: Task
@@ -58,6 +59,7 @@ class Job:
     pad_token_id: int
     arch: Architecture
     unpadding: bool = True
+    first: int | None = None
 
 
 @dataclass(frozen=True)

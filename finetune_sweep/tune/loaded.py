@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,6 +70,7 @@ class Loaded:
         self._task = TASKS[plan.sweep.task]
         self._pretrained: Pretrained | None = None
         self._encoded: dict[tuple[str, Path, int], Encoded] = {}
+        self._with_states: dict[tuple[str, str, int, str, int], Encoded | None] = {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -121,6 +122,7 @@ class Loaded:
         from finetune_sweep.train import loop
 
         pretrained = self.pretrained(trial.model)
+        model = pretrained.restore()
         job = Job(
             task=self._task,
             train=self.encoded("train", pretrained.folder, trial.max_length),
@@ -137,4 +139,36 @@ class Loaded:
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding,
         )
-        return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)
+        job = self._from_the_cache(job, trial, model)
+        return job, loop.start(job, model, pretrained.new_parameters)
+
+    def _from_the_cache(self, job: Job, trial: Trial, model: PreTrainedModel) -> Job:
+        """The job on states after its frozen blocks, where these can be kept."""
+        from finetune_sweep.train import prefix_cache
+
+        sweep = self._plan.sweep
+        blocks = prefix_cache.blocks_to_keep(job.depth)
+        if not (blocks and sweep.speed.prefix_cache and job.unpadding and job.arch.can_pack):
+            return job
+        model.to(job.device)  # type: ignore[arg-type]  # transformers types only torch.device
+        splits: list[Encoded] = []
+        for split, encoded in (("train", job.train), ("validation", job.validation)):
+            name = (split, trial.model, trial.max_length, job.precision, blocks)
+            if name not in self._with_states:
+                place = prefix_cache.Place(
+                    folder=self._cache / "states",
+                    identity=(
+                        self._plan.models[trial.model],
+                        self.prepared.fingerprints[split],
+                        trial.max_length,
+                    ),
+                    cap_bytes=sweep.speed.prefix_cache_bytes,
+                    min_free_bytes=sweep.min_free_bytes,
+                )
+                source = prefix_cache.Source(job.task, encoded, model, job.arch, job.precision)
+                self._with_states[name] = prefix_cache.with_states(source, blocks, place)
+            found = self._with_states[name]
+            if found is None:
+                return job
+            splits.append(found)
+        return replace(job, train=splits[0], validation=splits[1], first=blocks)
