@@ -18,3 +18,5 @@ class Speed(Model):
     """What is kept takes at most so much of the disk; what was not used for the longest time makes room."""
     share_trajectories: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
     """Trials that differ only in `epochs` are trained as one, as far as their learning rates agree."""
+    fuse_heads: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
+    """Trials that train nothing but the head are trained together, as one stack of heads. Needs `prefix_cache`."""

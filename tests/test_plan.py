@@ -218,6 +218,32 @@ def test_the_outlook_says_what_is_kept_of_frozen_blocks(
     assert [bool(word) for word in words] == [bool(row.cache) for row in rows]
 
 
+def test_trials_of_the_head_alone_are_one_work_unit(write_sweep: WriteSweep) -> None:
+    space = "{freeze_depth: [1, all], learning_rate: [1e-3, 1e-2], batch_size: [4, 8], epochs: [1, 2]}"
+    units = planned(write_sweep(space=space)).units
+    apart = planned(write_sweep(space=space), "speed.fuse_heads=false").units
+
+    assert sorted(len(unit.trials) for unit in units) == [2, 2, 2, 2, 4, 4]
+    assert [[len(member.trials) for member in unit.members] for unit in units if unit.together] == [
+        [2, 2]
+    ] * 2
+    assert {unit.trials[0].depth for unit in units if unit.together} == {2}
+    assert [len(unit.trials) for unit in apart] == [2] * 8
+    assert sum(unit.epochs for unit in units) == sum(unit.epochs for unit in apart) == 16
+
+
+def test_a_work_unit_of_heads_has_a_bound(write_sweep: WriteSweep) -> None:
+    space = "{freeze_depth: [all], learning_rate: {low: 1e-5, high: 1e-1, log: true, count: 70}}"
+
+    assert [len(unit.members) for unit in planned(write_sweep(space=space)).units] == [64, 6]
+
+
+def test_nothing_is_shared_where_it_is_switched_off(write_sweep: WriteSweep) -> None:
+    units = planned(write_sweep(), "speed.share_trajectories=false").units
+
+    assert [len(unit.trials) for unit in units] == [1] * 4
+
+
 def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None:
     trials: tuple[Trial, ...] = planned(write_sweep()).trials
     backwards = work_units(replace(trial) for trial in reversed(trials))

@@ -85,7 +85,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
             pad_token_id=job.pad_token_id,
         )
         metrics = job.task.score(predictions, job.classes)
-        _check_metrics(metrics, state.epoch)
+        check_metrics(metrics, state.epoch)
         evaluation = Evaluation(
             epoch=state.epoch,
             step=state.step,
@@ -97,7 +97,7 @@ def fit(job: Job, state: LoopState) -> Iterator[Evaluation]:
             train_seconds=trained - started,
             eval_seconds=time.perf_counter() - trained,
             micro_batch=state.micro_batch,
-            stopped=_stops(job, [*(e.metrics for e in state.history), metrics]),
+            stopped=stops(job, [*(e.metrics for e in state.history), metrics]),
         )
         state.history.append(evaluation)
         state.predictions = predictions
@@ -176,10 +176,10 @@ def _train_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
         losses.append(loss)
         seen += outputs
         if job.device == "cpu":
-            _check_loss(losses[-1].item(), epoch, state.step)
+            check_loss(losses[-1].item(), epoch, state.step)
     state.epoch = epoch
     mean = float(torch.stack(losses).cpu().double().sum()) / len(order)
-    _check_loss(mean, epoch, state.step)
+    check_loss(mean, epoch, state.step)
     predictions = Predictions.join([job.task.predict(part, part.batch) for part in seen], order)
     return mean, job.task.score(predictions, job.classes)
 
@@ -261,18 +261,21 @@ def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     return None
 
 
-def _check_loss(loss: float, epoch: int, step: int) -> None:
+def check_loss(loss: float, epoch: int, step: int) -> None:
+    """Raises a `TrialError`, `diverged`, for a training loss that is no finite number."""
     if not math.isfinite(loss):
         raise TrialError(f"the training loss became {loss} in epoch {epoch}, by step {step}", "diverged")
 
 
-def _check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+def check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+    """Raises a `TrialError`, `diverged`, for a validation metric that is no finite number."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrialError(f"the validation {name} became {value} in epoch {epoch}", "diverged")
 
 
-def _stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
+def stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Whether early stopping ends a training after evaluations with these metrics."""
     settings = job.settings.early_stopping
     if settings is None:
         return False

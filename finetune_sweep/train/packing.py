@@ -203,13 +203,13 @@ class Body:
         self._takes_states = first is not None
         self._config: PreTrainedConfig = model.config
         self._given = _Given()
-        self._base = base = _shallow(model.get_submodule(family.prefix))
+        self._base = base = shallow(model.get_submodule(family.prefix))
         for name in family.closing:
             base._modules[name] = nn.Identity()  # noqa: SLF001 - setting it would run the checks of a new attribute
         *path, blocks = family.blocks.split(".")
         holder = base
         for name in path:
-            holder._modules[name] = holder = _shallow(holder.get_submodule(name))  # noqa: SLF001
+            holder._modules[name] = holder = shallow(holder.get_submodule(name))  # noqa: SLF001
         kept = list(holder.get_submodule(blocks).children())[first or 0 : last]
         holder._modules[blocks] = nn.ModuleList(kept)  # noqa: SLF001
         if self._takes_states:
@@ -319,7 +319,7 @@ class _Zero(nn.Module):
         return torch.zeros((), device=positions.device)
 
 
-def _shallow(module: nn.Module) -> nn.Module:
+def shallow(module: nn.Module) -> nn.Module:
     """A module with the same parameters and the same modules in it, whose modules can be replaced."""
     copied = copy.copy(module)
     copied._modules = dict(module._modules)  # noqa: SLF001 - torch has no public way to share modules

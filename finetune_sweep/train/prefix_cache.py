@@ -14,7 +14,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -91,7 +91,7 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         place: Where they are kept.
 
     Returns:
-        None if they take more room than they may.
+        None if they take more room than they may; one state for each text is then held in memory.
 
     Raises:
         StorageError: If the disk refuses.
@@ -102,12 +102,21 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         if not is_sound(target):
             _remove_remains(target)
             if not _make_room(_bytes(source, blocks), place):
-                return None
+                return _in_memory(source, blocks, home)
             with folder_aside(target) as aside:
                 _write(source, blocks, aside, home)
         os.utime(target / MANIFEST)
         states = Encoded.load(target).columns[STATES]
-    return replace(source.encoded, columns={**source.encoded.columns, STATES: states})
+    return Encoded({**source.encoded.columns, STATES: states})
+
+
+def _in_memory(source: Source, blocks: int, home: Path) -> Encoded | None:
+    if blocks < source.arch.blocks:
+        return None
+    values = np.empty((len(source.encoded), source.arch.width), np.float32)
+    for rows, states in _computed(source, blocks, home):
+        values[rows] = states
+    return Encoded({**source.encoded.columns, STATES: Ragged(values, np.arange(len(values) + 1))})
 
 
 def states_of(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.train.heads import Heads
 
 
 def planned_data(plan: Plan) -> Prepared:
@@ -123,6 +124,19 @@ class Loaded:
 
         pretrained = self.pretrained(trial.model)
         model = pretrained.restore()
+        return (job := self._job(trial, pretrained)), loop.start(job, model, pretrained.new_parameters)
+
+    def heads(self, trials: Sequence[Trial]) -> Heads:
+        """Trials of one model that train only the head, ready for `heads.fit`."""
+        from finetune_sweep.train import heads
+
+        pretrained = self.pretrained(trials[0].model)
+        model = pretrained.restore()
+        jobs = [self._job(trial, pretrained) for trial in trials]
+        return heads.start(jobs, model, pretrained.new_parameters)
+
+    def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
+        """What a trial trains; the model has its pretrained tensors."""
         job = Job(
             task=self._task,
             train=self.encoded("train", pretrained.folder, trial.max_length),
@@ -139,8 +153,7 @@ class Loaded:
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding,
         )
-        job = self._from_the_cache(job, trial, model)
-        return job, loop.start(job, model, pretrained.new_parameters)
+        return self._from_the_cache(job, trial, pretrained.model)
 
     def _from_the_cache(self, job: Job, trial: Trial, model: PreTrainedModel) -> Job:
         """The job on states after its frozen blocks, where these can be kept."""

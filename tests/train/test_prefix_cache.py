@@ -180,6 +180,14 @@ def test_what_does_not_fit_is_not_kept(cap_bytes: int, min_free_bytes: int, tmp_
     assert not copies(tmp_path)
 
 
+def test_what_does_not_fit_is_in_memory_where_a_text_is_one_state(tmp_path: Path) -> None:
+    rows = split(ROWS, seed=3)
+    kept = with_states(source(rows), 2, place(tmp_path))
+    held = with_states(source(rows), 2, place(tmp_path / "full", cap_bytes=0))
+    assert np.array_equal(values(kept), values(held))
+    assert not copies(tmp_path / "full")
+
+
 def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
     rows = split(ROWS, seed=3)
     before = values(with_states(source(rows), 1, place(tmp_path)))
