@@ -88,15 +88,17 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     """
     import torch
 
-    from finetune_sweep.train import hardware, loop
+    from finetune_sweep.train import architecture, hardware, loop, packing
 
     torch.set_num_threads(threads)
     task = TASKS[plan.sweep.task]
     model = load_as_user(folder, plan)
     tokenizer = load_tokenizer(folder)
     rows = planned_data(plan).splits[split]
+    model.to(plan.device)  # type: ignore[arg-type]  # transformers types only torch.device
+    arch = architecture.describe(model.config.to_dict())
     predictions = loop.evaluate(
-        model.to(plan.device),  # type: ignore[arg-type]  # transformers types only torch.device
+        packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding),
         task,
         task.encode(rows, tokenizer, plan.classes, trial.max_length),
         device=plan.device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,12 @@ from finetune_sweep.yamlio import Value
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any."""
+    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any.
+
+    Attributes:
+        padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
+        cache: What is kept of its frozen blocks, in a word.
+    """
 
     model: str
     depth: Depth
@@ -25,12 +30,16 @@ class Trained:
     blocks_trained: int
     parameters: int
     parameters_trained: int
+    padded: bool
+    cache: str
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
         return (
             f"trains {self.blocks_trained} of {self.blocks} blocks, {millions:.1f} of {of:.1f} M parameters"
             f"{' and the new head' if self.parameters_trained < self.parameters else ''}"
+            f"{'; texts are padded' if self.padded else ''}"
+            f"{f'; {self.cache}' if self.cache else ''}"
         )
 
 
@@ -129,8 +138,8 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         trainings=len(units),
         epochs=sum(unit.epochs for unit in units),
         epochs_apart=sum(trial.epochs for trial in missing),
-        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing))),
-        trained=tuple(_trained(plan.trials, plan.sweep.cache or "")),
+        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing), plan.sweep.speed)),
+        trained=tuple(_trained(plan)),
         disk=estimate(plan),
     )
 
@@ -141,15 +150,35 @@ def _constant(trial: Trial) -> Trial:
     return replace(trial, training=trial.training.model_copy(update={"lr_schedule": schedule}))
 
 
-def _trained(trials: Sequence[Trial], cache: str) -> Iterator[Trained]:
-    pairs = dict.fromkeys((trial.model, trial.depth) for trial in trials)
+def _trained(plan: Plan) -> Iterator[Trained]:
+    pairs = dict.fromkeys((trial.model, trial.depth) for trial in plan.trials)
     for model, depth in sorted(pairs, key=lambda pair: (pair[0], _order(pair[1]))):
-        folder = weights.locate(model, Path(), Path(cache))
+        folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
         arch = architecture.describe(weights.read_config(folder))
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
         trained, total = architecture.trained_parameters(shapes, arch, depth)
         frozen = 0 if depth == "embeddings" else depth
-        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained)
+        cache = _cached(plan, arch, depth)
+        yield Trained(
+            model, depth, arch.blocks, arch.blocks - frozen, total, trained, not arch.can_pack, cache
+        )
+
+
+def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:
+    """What the cache of states does for a depth. Texts count as long as they may be: their tokens are not known."""
+    speed = plan.sweep.speed
+    if depth in {0, "embeddings"} or not speed.prefix_cache:
+        return ""
+    if not (speed.unpadding and arch.can_pack):
+        return "its frozen blocks are computed in each epoch, as texts are padded"
+    tokens = 1 if depth == arch.blocks else max(trial.max_length for trial in plan.trials)
+    rows = plan.rows["train"] + plan.rows["validation"]
+    at_most = rows * tokens * arch.width * 4
+    size = f"at most {at_most / 1e6:,.1f} MB"
+    if at_most > speed.prefix_cache_bytes:
+        allowed = f"prefix_cache_bytes allows {speed.prefix_cache_bytes:,}"
+        return f"its frozen blocks are computed once if the result fits ({size}, {allowed})"
+    return f"its frozen blocks are computed once, {size} in the cache"
 
 
 def _order(depth: Depth) -> float:

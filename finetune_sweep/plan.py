@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
@@ -20,6 +20,9 @@ from finetune_sweep.spec import Grid, Random, Sweep, Tpe
 from finetune_sweep.sweepfile import training_of
 from finetune_sweep.trial import Depth, Identity, Trial, WorkUnit, work_units
 from finetune_sweep.yamlio import Value
+
+if TYPE_CHECKING:
+    from finetune_sweep.train.architecture import Architecture
 
 Hardware = tuple[str, str]
 """A device (`cuda`, `mps`, `cpu`) and the precision that `auto` means on it (`fp32`, `bf16`)."""
@@ -70,7 +73,8 @@ class Plan:
         training = training_of(sweep, config)
         if training.precision == "auto":
             training = training.model_copy(update={"precision": self.precision})
-        depth = _resolve_depth(training.freeze_depth, model, sweep.cache)
+        arch = _architecture(model, sweep.cache)
+        depth = _resolve_depth(training.freeze_depth, arch)
         identity = Identity(
             sweep.task,
             self.models[model],
@@ -81,12 +85,13 @@ class Plan:
             seed,
             sweep.metric.name,
         )
-        return Trial(identity.key(), config, model, max_length, training, depth, seed)
+        head_only = depth == arch.blocks and arch.can_pack
+        return Trial(identity.key(), config, model, max_length, training, depth, seed, head_only)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
         """All work units, as if nothing was done."""
-        return tuple(work_units(self.trials))
+        return tuple(work_units(self.trials, self.sweep.speed))
 
     def events(self) -> Iterator[TrialPlanned | SweepPlanned]:
         """The plan as the journal records it."""
@@ -148,7 +153,7 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
             config = weights.read_config(weights.locate(model, Path(), Path(sweep.cache or "")))
             setting = "freeze_depth"
             for depth in depths:
-                _resolve_depth(depth, model, sweep.cache)
+                _resolve_depth(depth, _architecture(model, sweep.cache))
             setting = "data.max_length"
             architecture.check_length(config, max(int(str(length)) for length in lengths), _short(model))
         except UserError as error:
@@ -182,16 +187,19 @@ def _searched(space: Space, name: str) -> bool:
     return any(dimension.name == name for dimension in space.dimensions)
 
 
-def _resolve_depth(depth: Value, model: str, cache: str | None) -> Depth:
+def _architecture(model: str, cache: str | None) -> Architecture:
     from finetune_sweep.train import architecture, weights
 
     folder = weights.locate(model, Path(), Path(cache or ""))
-    described = architecture.describe(
-        weights.read_config(folder), model.rpartition("/")[2].rpartition(":")[2]
-    )
+    return architecture.describe(weights.read_config(folder), _short(model))
+
+
+def _resolve_depth(depth: Value, arch: Architecture) -> Depth:
+    from finetune_sweep.train import architecture
+
     if not isinstance(depth, int | str):
         raise UserError(f"freeze_depth must be a number or a text, got {depth!r}")
-    return architecture.resolve_depth(depth, described)
+    return architecture.resolve_depth(depth, arch)
 
 
 # ----------------------------------------------------------------------------------------------- expanding
@@ -273,4 +281,5 @@ def remaining(plan: Plan, record: SweepRecord, failed: Mapping[str, int]) -> lis
         failed: How often each trial's own failure was seen in this run; such a trial is not tried again.
     """
     done = {key for key, trial in record.trials.items() if trial.done}
-    return work_units(t for t in plan.trials if t.key not in done and not failed.get(t.key))
+    missing = (t for t in plan.trials if t.key not in done and not failed.get(t.key))
+    return work_units(missing, plan.sweep.speed)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from finetune_sweep.settings import IN_KEY, NOT_IN_KEY, Model, Training, by_type, setting_names
 from finetune_sweep.space import Space
+from finetune_sweep.speed import Speed
 
 TaskName = Literal["text-classification"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
@@ -274,6 +275,8 @@ class Sweep(Model):
     """The sweep stops, and can go on later, when the storage has less free than this."""
     tracking: Tracking = Field(Tracking.model_construct(), json_schema_extra=NOT_IN_KEY)
     """Where MLflow keeps the record."""
+    speed: Speed = Field(Speed.model_construct(), json_schema_extra=NOT_IN_KEY)
+    """What spares work, and how to do without it."""
     storage: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)
     """The folder that holds sweeps; by default `runs` in the working directory."""
     cache: str | None = Field(None, min_length=1, json_schema_extra=NOT_IN_KEY)

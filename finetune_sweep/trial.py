@@ -10,10 +10,22 @@ from typing import Final, Literal
 from finetune_sweep.events import TrialPlanned
 from finetune_sweep.settings import RECIPE_VERSION, Model, Training, leaf_names
 from finetune_sweep.space import Config, canonical
+from finetune_sweep.speed import Speed
 from finetune_sweep.yamlio import Value
 
 Depth = int | Literal["embeddings"]
 _KEY_DIGITS: Final = 16
+_TOGETHER: Final = 64  # heads in a stack
+_STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision")
+_STACKED_EACH: Final = (
+    "learning_rate",
+    "lr_schedule",
+    "weight_decay",
+    "max_grad_norm",
+    "epochs",
+    "early_stopping",
+)
+"""Settings that all heads of a stack have in common, and those that each has of its own; others keep their default."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class Trial:
         key: The name that the content determines.
         config: The values of the searched dimensions, in the order of the space.
         depth: The resolved freeze depth: 0, `embeddings`, or the number of frozen blocks.
+        head_only: Whether all blocks are frozen, in a model whose batches can do without padding.
     """
 
     key: str
@@ -33,6 +46,7 @@ class Trial:
     training: Training
     depth: Depth
     seed: int
+    head_only: bool = False
 
     @property
     def epochs(self) -> int:
@@ -59,24 +73,37 @@ class Trial:
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker trains at a time: one trajectory, as trials by ascending epochs."""
+    """What one worker trains at a time: one trajectory, or several head-only ones together.
+
+    Args:
+        trials: All of them; those of a trajectory by ascending epochs.
+        together: The trajectories, if there are several.
+    """
 
     trials: tuple[Trial, ...]
+    together: tuple[WorkUnit, ...] = ()
 
     @property
     def name(self) -> str:
-        """The key of the longest trial."""
+        """The key of the longest trial of the last trajectory."""
         return self.trials[-1].key
 
     @property
+    def members(self) -> tuple[WorkUnit, ...]:
+        """The trajectories."""
+        return self.together or (self,)
+
+    @property
     def epochs(self) -> int:
-        """The epochs that are trained."""
-        return self.trials[-1].epochs
+        """The epochs that are trained, of each trajectory."""
+        return sum(member.trials[-1].epochs for member in self.members)
 
     @property
     def cost(self) -> float:
         """What the unit costs, in epochs of full training; a frozen part saves its backward pass."""
         trial = self.trials[-1]
+        if self.together:
+            return 0.3 + 0.01 * self.epochs
         return trial.epochs * (1.0 if trial.depth == 0 else 0.6)
 
 
@@ -142,12 +169,53 @@ def _text(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).rpartition("/")[2]
 
 
-def work_units(trials: Iterable[Trial]) -> list[WorkUnit]:
-    """Groups trials into trajectories."""
+def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[WorkUnit]:
+    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`.
+
+    Args:
+        trials: In the order of the plan.
+        speed: What is shared; by default all that can be.
+    """
+    speed = speed or Speed()
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(trajectory(trial.key, trial.params()), []).append(trial)
-    return [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
+        groups.setdefault(
+            trajectory(trial.key, trial.params()) if speed.share_trajectories else trial.key, []
+        ).append(trial)
+    units = [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
+    return _fused(units, speed)
+
+
+def _fused(units: Iterable[WorkUnit], speed: Speed) -> list[WorkUnit]:
+    """Puts head-only trajectories together that can share their steps, at the place of the first of them."""
+    groups: dict[str, list[WorkUnit]] = {}
+    for unit in units:
+        trial = unit.trials[-1]
+        shared = {name: getattr(trial.training, name) for name in _STACKED_TOGETHER}
+        shared |= {"model": trial.model, "max_length": trial.max_length}
+        groups.setdefault(canonical(shared) if can_fuse(trial, speed) else unit.name, []).append(unit)
+    parts = (
+        group[start : start + _TOGETHER]
+        for group in groups.values()
+        for start in range(0, len(group), _TOGETHER)
+    )
+    return [
+        part[0] if len(part) == 1 else WorkUnit(tuple(t for unit in part for t in unit.trials), tuple(part))
+        for part in parts
+    ]
+
+
+def can_fuse(trial: Trial, speed: Speed) -> bool:
+    """Whether a trial is trained as one of a stack of heads, be it alone."""
+    if not (trial.head_only and speed.fuse_heads and speed.prefix_cache and speed.unpadding):
+        return False
+    known = {*_STACKED_TOGETHER, *_STACKED_EACH, "freeze_depth"}
+    default = Training()
+    return all(
+        getattr(trial.training, name) == getattr(default, name)
+        for name in Training.model_fields
+        if name not in known
+    )
 
 
 def trajectory(key: str, params: Mapping[str, Value]) -> str:

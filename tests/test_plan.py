@@ -95,7 +95,7 @@ def test_keys_stay_what_they_are_from_version_to_version() -> None:
     """A change here loses every trial that users have finished: raise `RECIPE_VERSION` if it is meant."""
     trial = Identity("text-classification", "model", "data", 64, Training(learning_rate=1e-4), 3, 0)
 
-    assert trial.key() == "bb289f7eaee6169d"
+    assert trial.key() == "41c972e9fe4ac21b"
 
 
 def test_every_field_says_whether_it_enters_the_key() -> None:
@@ -197,6 +197,51 @@ def test_the_outlook_counts_what_is_trained(write_sweep: WriteSweep) -> None:
         (2, 0, 2),
     ]
     assert seen.trained[0].parameters_trained == seen.trained[0].parameters
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("seed=0", ["", "", "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
+        ("speed.prefix_cache=false", ["", "", "", ""]),
+        ("speed.unpadding=false", ["", "", "in each epoch, as texts are padded", "in each epoch"]),
+        ("speed.prefix_cache_bytes=9000", ["", "", "if the result fits (at most 0.1 MB", "computed once"]),
+    ],
+)
+def test_the_outlook_says_what_is_kept_of_frozen_blocks(
+    change: str, words: list[str], write_sweep: WriteSweep
+) -> None:
+    made = planned(write_sweep(space="{freeze_depth: [0, embeddings, 1, all]}"), change)
+    rows = outlook.look(made, SweepRecord()).trained
+
+    assert all(word in row.cache for word, row in zip(words, rows, strict=True))
+    assert [bool(word) for word in words] == [bool(row.cache) for row in rows]
+
+
+def test_trials_of_the_head_alone_are_one_work_unit(write_sweep: WriteSweep) -> None:
+    space = "{freeze_depth: [1, all], learning_rate: [1e-3, 1e-2], batch_size: [4, 8], epochs: [1, 2]}"
+    units = planned(write_sweep(space=space)).units
+    apart = planned(write_sweep(space=space), "speed.fuse_heads=false").units
+
+    assert sorted(len(unit.trials) for unit in units) == [2, 2, 2, 2, 4, 4]
+    assert [[len(member.trials) for member in unit.members] for unit in units if unit.together] == [
+        [2, 2]
+    ] * 2
+    assert {unit.trials[0].depth for unit in units if unit.together} == {2}
+    assert [len(unit.trials) for unit in apart] == [2] * 8
+    assert sum(unit.epochs for unit in units) == sum(unit.epochs for unit in apart) == 16
+
+
+def test_a_work_unit_of_heads_has_a_bound(write_sweep: WriteSweep) -> None:
+    space = "{freeze_depth: [all], learning_rate: {low: 1e-5, high: 1e-1, log: true, count: 70}}"
+
+    assert [len(unit.members) for unit in planned(write_sweep(space=space)).units] == [64, 6]
+
+
+def test_nothing_is_shared_where_it_is_switched_off(write_sweep: WriteSweep) -> None:
+    units = planned(write_sweep(), "speed.share_trajectories=false").units
+
+    assert [len(unit.trials) for unit in units] == [1] * 4
 
 
 def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None:

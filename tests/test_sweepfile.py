@@ -51,7 +51,7 @@ def space(text: str) -> str:
 BAD = {
     "unknown key": (
         added("epoch: 3\n"),
-        "bad.yaml:14: epoch: unknown key 'epoch' (known: name, task, model, data, space, search, metric, training, seed, resources_per_trial, max_concurrent, device, selection, retries, trial_timeout_s, keep_checkpoints, min_free_bytes, tracking, storage, cache)",
+        "bad.yaml:14: epoch: unknown key 'epoch' (known: name, task, model, data, space, search, metric, training, seed, resources_per_trial, max_concurrent, device, selection, retries, trial_timeout_s, keep_checkpoints, min_free_bytes, tracking, speed, storage, cache)",
     ),
     "word of another tool for the space": (
         replaced("space:", "parameters:"),

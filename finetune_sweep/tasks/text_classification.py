@@ -179,21 +179,21 @@ class TextClassification:
             against the rest, over the classes for which the split has rows of both sides. 0.5 without any.
         loss: The mean cross-entropy in nats.
         """
-        from sklearn import metrics
-
         logits = np.asarray(predictions.values, dtype=np.float64)
         labels = np.asarray(predictions.labels, dtype=np.int64)
         losses = np.asarray(predictions.losses, dtype=np.float64)
         if not (np.isfinite(logits).all() and np.isfinite(losses).all()):
             return dict.fromkeys(self.metrics, float("nan"))
         guesses = logits.argmax(axis=1)
-        macro_f1 = float(metrics.f1_score(labels, guesses, average="macro", zero_division=0.0))
-        binary_f1 = float(metrics.f1_score(labels == 1, guesses == 1, zero_division=0.0))
+        counts = np.zeros((len(classes), len(classes)))  # by label, by prediction
+        np.add.at(counts, (labels, guesses), 1)
+        f1 = _f1(counts)
+        macro_f1 = float(f1[counts.sum(axis=0) + counts.sum(axis=1) > 0].mean())
         return {
             "accuracy": float((guesses == labels).mean()),
             "macro_f1": macro_f1,
-            "f1": binary_f1 if len(classes) == 2 else macro_f1,
-            "mcc": float(metrics.matthews_corrcoef(labels, guesses)),
+            "f1": float(f1[1]) if len(classes) == 2 else macro_f1,
+            "mcc": _mcc(counts),
             "auroc": _auroc(logits, labels),
             "loss": float(losses.mean()),
         }
@@ -231,10 +231,21 @@ def _check_body(folder: Path, prefix: str, new: Collection[str]) -> None:
         )
 
 
+def _f1(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 of each class; 0 for one that neither is nor is predicted."""
+    both = counts.sum(axis=0) + counts.sum(axis=1)
+    return 2 * np.diag(counts) / np.where(both > 0, both, 1)
+
+
+def _mcc(counts: NDArray[np.float64]) -> float:
+    """Gorodkin (2004), as a correlation of labels with predictions."""
+    rows, labelled, predicted = counts.sum(), counts.sum(axis=1), counts.sum(axis=0)
+    spread = (rows**2 - labelled @ labelled) * (rows**2 - predicted @ predicted)
+    return float((np.trace(counts) * rows - labelled @ predicted) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
 def _auroc(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Ranks by the log-odds of the class: the order of its probability, without ties by rounding to 1."""
-    from sklearn.metrics import roc_auc_score
-
     areas: list[float] = []
     for place in range(logits.shape[1]):
         truth = labels == place
@@ -243,5 +254,13 @@ def _auroc(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
         rest = np.delete(logits, place, axis=1)
         highest = rest.max(axis=1)
         scores = logits[:, place] - highest - np.log(np.exp(rest - highest[:, None]).sum(axis=1))
-        areas.append(float(roc_auc_score(truth, scores)))
+        areas.append(_area(scores, truth))
     return float(np.mean(areas)) if areas else 0.5
+
+
+def _area(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
+    """The part of all pairs of a true and a false row in which the true one scores higher; ties count half."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    true = int(truth.sum())
+    return float((ranks[places][truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))

@@ -17,6 +17,7 @@ from finetune_sweep.errors import UserError, nearest
 
 Part = int | Literal["embeddings", "head"]
 Depth = int | Literal["embeddings"]
+Entrance = Literal["given", "same", "zero"]
 
 
 @dataclass(frozen=True)
@@ -28,26 +29,87 @@ class Family:
         embeddings: Modules that come before the first block.
         blocks: The list of blocks; their index follows.
         count: The key of ``config.json`` that tells how many blocks there are.
+        width: The key of ``config.json`` that tells the size of the states between blocks.
+        head: What turns the state of one token after the last block, of shape (rows, 1, hidden), into logits:
+            modules of the whole model in their order, and ``relu``. Empty where this is not known: such models
+            are padded.
+        reads: The token of a text that the head reads: the first, or the last that is no padding.
+        closing: Modules of the base model that come after the blocks; they belong to the head.
+        entrance: What the embedding modules have to be for a forward pass that is given the states after them:
+            ``given`` returns these states, ``same`` its input, ``zero`` a zero. Others are not called then.
+        counts_from_padding: Whether positions count the tokens that are no padding, from one above its id.
     """
 
     prefix: str
     embeddings: tuple[str, ...]
     blocks: str
     count: str = "num_hidden_layers"
+    width: str = "hidden_size"
+    head: tuple[str, ...] = ()
+    reads: Literal["first", "last"] = "first"
+    closing: tuple[str, ...] = ()
+    entrance: tuple[tuple[str, Entrance], ...] = (("embeddings", "given"),)
+    counts_from_padding: bool = False
 
 
-_BERT = Family(prefix="bert", embeddings=("embeddings",), blocks="encoder.layer")
-_ROBERTA = Family(prefix="roberta", embeddings=("embeddings",), blocks="encoder.layer")
-_LLAMA = Family(prefix="model", embeddings=("embed_tokens",), blocks="layers")
+_BERT = Family(
+    prefix="bert",
+    embeddings=("embeddings",),
+    blocks="encoder.layer",
+    head=("bert.pooler", "dropout", "classifier"),
+    closing=("pooler",),
+)
+_ROBERTA = Family(
+    prefix="roberta",
+    embeddings=("embeddings",),
+    blocks="encoder.layer",
+    head=("classifier",),
+    counts_from_padding=True,
+)
+_DISTILBERT = Family(
+    prefix="distilbert",
+    embeddings=("embeddings",),
+    blocks="transformer.layer",
+    count="n_layers",
+    width="dim",
+    head=("pre_classifier", "relu", "dropout", "classifier"),
+)
+_ELECTRA = Family(
+    prefix="electra",
+    embeddings=("embeddings", "embeddings_project"),
+    blocks="encoder.layer",
+    head=("classifier",),
+    entrance=(("embeddings", "given"), ("embeddings_project", "same")),
+)
+_GPT2 = Family(
+    prefix="transformer",
+    embeddings=("wte", "wpe", "drop"),
+    blocks="h",
+    count="n_layer",
+    width="n_embd",
+    head=("transformer.ln_f", "score"),
+    reads="last",
+    closing=("ln_f",),
+    entrance=(("wpe", "zero"), ("drop", "same")),
+)
+_LLAMA = Family(
+    prefix="model",
+    embeddings=("embed_tokens",),
+    blocks="layers",
+    head=("model.norm", "score"),
+    reads="last",
+    closing=("norm",),
+    entrance=(),
+)
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "camembert": _ROBERTA,
-    "distilbert": Family("distilbert", ("embeddings",), "transformer.layer", count="n_layers"),
-    "electra": Family("electra", ("embeddings", "embeddings_project"), "encoder.layer"),
-    "gpt2": Family("transformer", ("wte", "wpe", "drop"), "h", count="n_layer"),
+    "distilbert": _DISTILBERT,
+    "electra": _ELECTRA,
+    "gpt2": _GPT2,
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -63,11 +125,23 @@ class Architecture:
         model_type: The family's name in ``config.json``.
         blocks: How many blocks lie between embeddings and head.
         name: What messages call the model.
+        width: The size of the states between blocks; 0 if the configuration does not tell it.
     """
 
     model_type: str
     blocks: int
     name: str
+    width: int = 0
+
+    @property
+    def family(self) -> Family:
+        """How models of this type are built."""
+        return FAMILIES[self.model_type]
+
+    @property
+    def can_pack(self) -> bool:
+        """Whether texts can be computed without padding between them."""
+        return bool(self.family.head) and self.width > 0
 
     def part_of(self, parameter_name: str) -> Part:
         """Returns where a parameter belongs: embeddings, the index of its block, or the head.
@@ -75,7 +149,7 @@ class Architecture:
         The head is everything after the blocks: final norm, pooler, classifier and language-model head.
         Names with and without the base model's prefix are understood.
         """
-        family = FAMILIES[self.model_type]
+        family = self.family
         name = parameter_name.removeprefix(f"{family.prefix}.")
         if any(name.startswith(f"{module}.") for module in family.embeddings):
             return "embeddings"
@@ -110,7 +184,8 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
         raise UserError(
             f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
         )
-    return Architecture(model_type=model_type, blocks=blocks, name=name or model_type)
+    width = config.get(FAMILIES[model_type].width)
+    return Architecture(model_type, blocks, name or model_type, width if isinstance(width, int) else 0)
 
 
 def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:
@@ -187,7 +262,8 @@ def check_length(config: Mapping[str, object], max_length: int, name: str) -> No
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     if not isinstance(positions, int):
         return
-    if config.get("model_type") in {"roberta", "xlm-roberta", "camembert"}:
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is not None and family.counts_from_padding:
         padding = config.get("pad_token_id")
         positions -= (padding if isinstance(padding, int) else 0) + 1  # their first positions are never used
     if max_length > positions:

@@ -74,10 +74,10 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
     parts = locate(data, base, cache)
     settings = data.model_dump(mode="json", include={"columns", "split", "limit", "clean"})
     contents = {split: part.digest() for split, part in sorted(parts.items())}
-    key = _hash([_FORMAT, task.name, settings, contents])
+    key = hash_of([_FORMAT, task.name, settings, contents])
     folder = cache / "data" / key
-    with _sole_owner(folder):
-        if not _is_sound(folder):
+    with sole_owner(folder):
+        if not is_sound(folder):
             with _scratch(cache) as scratch:
                 rows = {split: read_rows(part, split, data, task, scratch) for split, part in parts.items()}
             splits, report, notes = make_splits(rows, data, task)
@@ -112,9 +112,9 @@ def encode_split(
         importlib.metadata.version("tokenizers"),
         {file.name: sha256(file) for file in files if file.is_file()},
     ]
-    target = cache / "tokens" / _hash(used)
-    with _sole_owner(target):
-        if not _is_sound(target):
+    target = cache / "tokens" / hash_of(used)
+    with sole_owner(target):
+        if not is_sound(target):
             encoded = task.encode(
                 prepared.splits[split], load_tokenizer(folder), prepared.classes, max_length
             )
@@ -151,7 +151,7 @@ def _load(folder: Path, task: Task) -> Prepared:
     )
 
 
-def _is_sound(folder: Path) -> bool:
+def is_sound(folder: Path) -> bool:
     """Whether a copy is there and its bytes are what was written."""
     try:
         check_folder(folder)
@@ -169,8 +169,8 @@ def _fingerprint(rows: Dataset) -> str:
 
 
 @contextlib.contextmanager
-def _sole_owner(folder: Path) -> Iterator[None]:
-    """Waits until no other process makes the same copy."""
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Waits until no other process makes the same copy of something in the cache."""
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f"{folder.name}.lock").open("w")
@@ -193,5 +193,6 @@ def _canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _hash(value: object) -> str:
+def hash_of(value: object) -> str:
+    """The name of a copy in the cache: a sha256 of what it is made of."""
     return hashlib.sha256(_canonical(value)).hexdigest()

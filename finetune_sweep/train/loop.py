@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
+from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
+from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, PartialEpoch, Precision, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import EarlyStopping
@@ -50,6 +52,7 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     model.to(job.device)  # type: ignore[arg-type]
     return LoopState(
         model=model,
+        forward=forward_of(model, job.arch, unpadding=job.unpadding, first=job.first),
         optimizer=optim.build_optimizer(model, job.settings),
         changed=layers.changed_tensors(model, job.arch, job.depth),
         micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
@@ -79,7 +82,7 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
         train_loss, train_metrics = given
         trained = time.perf_counter()
         predictions = evaluate(
-            state.model,
+            state.forward,
             job.task,
             job.validation,
             device=job.device,
@@ -87,7 +90,7 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
             pad_token_id=job.pad_token_id,
         )
         metrics = job.task.score(predictions, job.classes)
-        _check_metrics(metrics, state.epoch)
+        check_metrics(metrics, state.epoch)
         evaluation = Evaluation(
             epoch=state.epoch,
             step=state.step,
@@ -99,7 +102,7 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
             train_seconds=trained - started,
             eval_seconds=time.perf_counter() - trained,
             micro_batch=state.micro_batch,
-            stopped=_stops(job, [*(e.metrics for e in state.history), metrics]),
+            stopped=stops(job, [*(e.metrics for e in state.history), metrics]),
         )
         state.history.append(evaluation)
         state.predictions = predictions
@@ -107,7 +110,7 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
 
 
 def evaluate(
-    model: nn.Module,
+    forward: Forward,
     task: Task,
     encoded: Encoded,
     *,
@@ -115,7 +118,7 @@ def evaluate(
     precision: Precision,
     pad_token_id: int,
 ) -> Predictions:
-    """Predicts every row of a split, in eval mode.
+    """Predicts every row of a split, with the model in eval mode.
 
     Batches are of `EVALUATION_BATCH` rows of similar length, always the same ones; one that does not fit into
     memory is halved.
@@ -126,14 +129,14 @@ def evaluate(
     Raises:
         TrialError: `out_of_memory` if one row is too much.
     """
-    model.eval()
+    forward.model.eval()  # type: ignore[no-untyped-call]  # transformers'
 
     def predict(rows: NDArray[np.int64]) -> list[Predictions]:
-        def forward() -> Predictions:
-            batch = _to_device(task.collate(encoded, rows, pad_token_id), device)
-            return task.predict(_forward(model, batch, device, precision), batch)
+        def compute() -> Predictions:
+            batch = _collate(task, encoded, rows, pad_token_id)
+            return task.predict(_compute(forward, batch, device, precision), _labels(batch, device))
 
-        predictions = _unless_out_of_memory(forward)
+        predictions = _unless_out_of_memory(compute)
         if predictions is not None:
             return [predictions]
         if len(rows) == 1:
@@ -185,11 +188,11 @@ def _train_epoch(
         losses.append(loss)
         seen += outputs
         if job.device == "cpu":
-            _check_loss(losses[-1].item(), epoch, state.step)
+            check_loss(losses[-1].item(), epoch, state.step)
     state.epoch = epoch
     whole = _partial(job, before, losses, seen)
     mean = float(whole.losses.double().sum()) / len(order)
-    _check_loss(mean, epoch, state.step)
+    check_loss(mean, epoch, state.step)
     return mean, job.task.score(Predictions.join([whole.predictions], order), job.classes)
 
 
@@ -224,14 +227,15 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     seen: list[_Seen] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
-        batch = _to_device(job.task.collate(job.train, part, job.pad_token_id), job.device)
+        batch = _collate(job.task, job.train, part, job.pad_token_id)
         # Dropout layers draw from the process's generator and take no other.
         torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
-        output = _forward(state.model, batch, job.device, job.precision)
-        loss = job.task.losses(output, batch).sum()
+        output = _compute(state.forward, batch, job.device, job.precision)
+        labels = _labels(batch, job.device)
+        loss = job.task.losses(output, labels).sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-        seen.append(_Seen(output.logits.detach(), {"labels": batch["labels"]}))
+        seen.append(_Seen(output.logits.detach(), labels))
     return torch.stack(losses).sum(), seen
 
 
@@ -244,14 +248,20 @@ def _update(job: Job, state: LoopState) -> int:
     return state.step + 1
 
 
-def _forward(model: nn.Module, batch: Batch, device: str, precision: Precision) -> Output:
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+def _collate(task: Task, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
+    """A batch as the task makes it, with the states of its rows where the split has them."""
+    batch, states = task.collate(encoded, rows, pad_token_id), states_of(encoded, rows)
+    return batch if states is None else {**batch, STATES: states}
+
+
+def _compute(forward: Forward, batch: Batch, device: str, precision: Precision) -> Output:
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-        return cast("Output", model(**inputs))
+        return forward(batch)
 
 
-def _to_device(batch: Batch, device: str) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _labels(batch: Batch, device: str) -> Batch:
+    """What losses and metrics need of a batch, where its logits are."""
+    return {LABELS: batch[LABELS].to(device)}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -271,18 +281,21 @@ def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
     return None
 
 
-def _check_loss(loss: float, epoch: int, step: int) -> None:
+def check_loss(loss: float, epoch: int, step: int) -> None:
+    """Raises a `TrialError`, `diverged`, for a training loss that is no finite number."""
     if not math.isfinite(loss):
         raise TrialError(f"the training loss became {loss} in epoch {epoch}, by step {step}", "diverged")
 
 
-def _check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+def check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
+    """Raises a `TrialError`, `diverged`, for a validation metric that is no finite number."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrialError(f"the validation {name} became {value} in epoch {epoch}", "diverged")
 
 
-def _stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
+def stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
+    """Whether early stopping ends a training after evaluations with these metrics."""
     settings = job.settings.early_stopping
     if settings is None:
         return False

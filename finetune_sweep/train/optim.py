@@ -11,14 +11,16 @@ from torch import nn
 from finetune_sweep.settings import Constant, Linear
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from finetune_sweep.settings import LrSchedule, Training
 
 _FUSED_DEVICES = frozenset({"cpu", "cuda"})
 
 
-def build_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: Training, stead: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
     """Builds the optimizer over the parameters that require gradients.
 
     AdamW (Loshchilov & Hutter 2019) keeps torch's betas (0.9, 0.999) and eps 1e-8, and is fused where that is
@@ -28,17 +30,20 @@ def build_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimiz
     Args:
         model: A model on its device, already frozen to its depth.
         settings: Learning rate, weight decay and the optimizer's name.
+        stead: Parameters, by name, that are optimized in the place of the model's.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters |= stead or {}
     undecayed = set(_undecayed(model))
-    groups = [
-        {
-            "params": [p for n, p in parameters.items() if n not in undecayed],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for n, p in parameters.items() if n in undecayed], "weight_decay": 0.0},
+    decays = [
+        ([name for name in parameters if name not in undecayed], settings.weight_decay),
+        ([name for name in parameters if name in undecayed], 0.0),
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [
+        {"params": [parameters[name] for name in names], "names": names, "weight_decay": decay}
+        for names, decay in decays
+        if names
+    ]
     match settings.optimizer:
         case "adamw":
             fused = all(p.device.type in _FUSED_DEVICES for p in parameters.values())

@@ -13,6 +13,7 @@ import torch
 from finetune_sweep.errors import StorageError
 from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Task
 from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.packing import Forward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Job:
         mode: Its better direction.
         pad_token_id: What fills the rows of a batch.
         arch: Where the model's embeddings, blocks and head are.
+        unpadding: Whether batches are computed without their padding, where the architecture allows it.
+        first: Blocks that the states in the encoded splits have behind them; None where they have no states.
     """
 
     task: Task
@@ -56,6 +59,8 @@ class Job:
     mode: Mode
     pad_token_id: int
     arch: Architecture
+    unpadding: bool = True
+    first: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class LoopState:
 
     Attributes:
         model: The model, on the job's device.
+        forward: What computes batches with it.
         optimizer: Over the trained parameters.
         changed: Live tensors that training can change, by their name in the model's `state_dict`.
         micro_batch: Examples computed at once, at most; halved when memory runs out.
@@ -140,6 +146,7 @@ class LoopState:
     """
 
     model: PreTrainedModel
+    forward: Forward
     optimizer: torch.optim.Optimizer
     changed: Mapping[str, Tensor]
     micro_batch: int

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +16,14 @@ from finetune_sweep.train import architecture, weights
 from finetune_sweep.train.data import Prepared, encode_split, prepare
 from finetune_sweep.train.state import Job, LoopState
 from finetune_sweep.trial import Trial
+from finetune_sweep.tune.watch import Watchdog
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.train.heads import Heads
 
 
 def planned_data(plan: Plan) -> Prepared:
@@ -61,7 +63,11 @@ class Pretrained:
 
 
 class Loaded:
-    """What a process keeps from one work unit to the next: the data, the encoded splits, the last model."""
+    """What a process keeps from one work unit to the next: the data, the encoded splits, the last model.
+
+    Attributes:
+        watchdog: What ends this process if it hangs; asleep while data are made ready.
+    """
 
     def __init__(self, plan: Plan) -> None:
         """Loads nothing yet."""
@@ -70,6 +76,8 @@ class Loaded:
         self._task = TASKS[plan.sweep.task]
         self._pretrained: Pretrained | None = None
         self._encoded: dict[tuple[str, Path, int], Encoded] = {}
+        self.watchdog = Watchdog(plan.sweep.trial_timeout_s)
+        self._with_states: dict[tuple[str, str, int, str, int], Encoded | None] = {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -111,9 +119,10 @@ class Loaded:
         """A split in the tokens of a model."""
         name = (split, folder, max_length)
         if name not in self._encoded:
-            self._encoded[name] = encode_split(
-                self.prepared, split, self._task, folder, max_length, self._cache
-            )
+            with self.watchdog.asleep():
+                self._encoded[name] = encode_split(
+                    self.prepared, split, self._task, folder, max_length, self._cache
+                )
         return self._encoded[name]
 
     def job(self, trial: Trial) -> tuple[Job, LoopState]:
@@ -121,6 +130,23 @@ class Loaded:
         from finetune_sweep.train import loop
 
         pretrained = self.pretrained(trial.model)
+        model = pretrained.restore()
+        job = self._job(trial, pretrained)
+        state = loop.start(job, model, pretrained.new_parameters)
+        state.forward = self.watchdog.listening(state.forward)
+        return job, state
+
+    def heads(self, trials: Sequence[Trial]) -> Heads:
+        """Trials of one model that train only the head, ready for `heads.fit`."""
+        from finetune_sweep.train import heads
+
+        pretrained = self.pretrained(trials[0].model)
+        model = pretrained.restore()
+        jobs = [self._job(trial, pretrained) for trial in trials]
+        return heads.start(jobs, model, pretrained.new_parameters)
+
+    def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
+        """What a trial trains; the model has its pretrained tensors."""
         job = Job(
             task=self._task,
             train=self.encoded("train", pretrained.folder, trial.max_length),
@@ -135,5 +161,38 @@ class Loaded:
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
             arch=pretrained.arch,
+            unpadding=self._plan.sweep.speed.unpadding,
         )
-        return job, loop.start(job, pretrained.restore(), pretrained.new_parameters)
+        return self._from_the_cache(job, trial, pretrained.model)
+
+    def _from_the_cache(self, job: Job, trial: Trial, model: PreTrainedModel) -> Job:
+        """The job on states after its frozen blocks, where these can be kept."""
+        from finetune_sweep.train import prefix_cache
+
+        sweep = self._plan.sweep
+        blocks = prefix_cache.blocks_to_keep(job.depth)
+        if not (blocks and sweep.speed.prefix_cache and job.unpadding and job.arch.can_pack):
+            return job
+        model.to(job.device)  # type: ignore[arg-type]  # transformers types only torch.device
+        splits: list[Encoded] = []
+        for split, encoded in (("train", job.train), ("validation", job.validation)):
+            name = (split, trial.model, trial.max_length, job.precision, blocks)
+            if name not in self._with_states:
+                place = prefix_cache.Place(
+                    folder=self._cache / "states",
+                    identity=(
+                        self._plan.models[trial.model],
+                        self.prepared.fingerprints[split],
+                        trial.max_length,
+                    ),
+                    cap_bytes=sweep.speed.prefix_cache_bytes,
+                    min_free_bytes=sweep.min_free_bytes,
+                )
+                source = prefix_cache.Source(job.task, encoded, model, job.arch, job.precision)
+                with self.watchdog.asleep():
+                    self._with_states[name] = prefix_cache.with_states(source, blocks, place)
+            found = self._with_states[name]
+            if found is None:
+                return job
+            splits.append(found)
+        return replace(job, train=splits[0], validation=splits[1], first=blocks)

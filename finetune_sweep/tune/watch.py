@@ -6,14 +6,17 @@ import contextlib
 import faulthandler
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.layout import explained
+from finetune_sweep.tasks.contract import Batch, Output
+from finetune_sweep.train.packing import Forward
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel
 
 _REARM_S: Final = 1.0
 _LOOK_S: Final = 0.5
@@ -36,10 +39,11 @@ class Watchdog:
         """
         self._timeout_s = timeout_s
         self._armed = 0.0
+        self._file: int | None = None
 
     @contextlib.contextmanager
     def over(self, note: Path) -> Iterator[None]:
-        """Watches a block; every forward pass of a model given to `listen` is a sign of life.
+        """Watches a block; every forward pass of what `listening` returned is a sign of life.
 
         Args:
             note: Where the stacks of all threads are written if the process hangs; it is gone after the block.
@@ -51,31 +55,53 @@ class Watchdog:
             note.parent.mkdir(parents=True, exist_ok=True)
             file = note.open("w")
         with file:
-            self._arm(file.fileno())
+            self._file = file.fileno()
+            self._arm(self._file)
             try:
-                self._file = file.fileno()
                 yield
             finally:
                 faulthandler.cancel_dump_traceback_later()
+                self._file = None
                 note.unlink(missing_ok=True)
 
+    def listening(self, forward: Forward) -> Forward:
+        """The same, with each pass a sign of life."""
+        return _Heard(forward, self.beat)
+
     @contextlib.contextmanager
-    def listen(self, model: nn.Module) -> Iterator[None]:
-        """Takes the forward passes of a model, in training and evaluation, as signs of life."""
-        handle = model.register_forward_pre_hook(lambda *_: self.beat())
+    def asleep(self) -> Iterator[None]:
+        """A block that may take as long as it takes, such as waiting for another process."""
+        faulthandler.cancel_dump_traceback_later()
         try:
             yield
         finally:
-            handle.remove()
+            if self._file is not None:
+                self._arm(self._file)
 
     def beat(self) -> None:
         """A sign of life."""
-        if time.monotonic() - self._armed >= min(_REARM_S, self._timeout_s / 2):
+        if self._file is not None and time.monotonic() - self._armed >= min(_REARM_S, self._timeout_s / 2):
             self._arm(self._file)
 
     def _arm(self, file: int) -> None:
         self._armed = time.monotonic()
         faulthandler.dump_traceback_later(self._timeout_s, exit=True, file=file)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A `Forward` that gives a sign of life with each pass."""
+
+    inner: Forward
+    beat: Callable[[], None]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.inner.model
+
+    def __call__(self, batch: Batch) -> Output:
+        self.beat()
+        return self.inner(batch)
 
 
 def resident_bytes() -> int:

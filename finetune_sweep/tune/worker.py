@@ -7,10 +7,11 @@ that goes wrong in a trial is raised to Ray Tune, whose verdicts the sweep does 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import socket
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -34,11 +35,13 @@ from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layou
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import loop
-from finetune_sweep.train.state import Evaluation, LoopState
-from finetune_sweep.trial import Trial, WorkUnit
+from finetune_sweep.train.heads import Trained
+from finetune_sweep.train.state import Evaluation
+from finetune_sweep.trial import Trial, WorkUnit, can_fuse
+from finetune_sweep.tune import fused
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
-from finetune_sweep.tune.watch import StopSign, Watchdog, resident_bytes
+from finetune_sweep.tune.watch import StopSign, resident_bytes
 
 STORAGE_ERROR: Final = "storage_error"
 """The name of what a worker reports when the storage refuses: that ends the sweep, and no trial."""
@@ -105,31 +108,44 @@ def run_unit(
     Raises:
         StorageError: If the storage refuses; the trials stay open, and a later run goes on.
     """
-    unit = assignment.unit
-    keys = tuple(trial.key for trial in unit.trials)
+    members = [dataclasses.replace(assignment, unit=member) for member in assignment.unit.members]
+    runs = [_UnitRun(member, plan, layout, loaded, bar=assignment.bar) for member in members]
     if assignment.rebuild is None:
-        yield (UnitStarted(unit.name, keys, worker_info(plan)),)
-    run = _UnitRun(assignment, plan, layout, loaded)
+        yield tuple(run.started() for run in runs)
     try:
-        with run.watchdog.over(layout.hang(unit.name)):
-            yield from run.events()
+        with loaded.watchdog.over(layout.hang(assignment.unit.name)):
+            yield from _events(runs, plan, loaded)
     except StorageError:
         raise
     except TrialError as error:
-        yield run.end_open(Failure(error.failure, error.message))
+        yield _end_open(runs, Failure(error.failure, error.message))
     except Exception as error:  # noqa: BLE001 - here a trial ends, whatever ended it
         trace = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        yield run.end_open(Failure("fault", f"{type(error).__name__}: {error}", trace))
+        yield _end_open(runs, Failure("fault", f"{type(error).__name__}: {error}", trace))
+
+
+def _events(runs: Sequence[_UnitRun], plan: Plan, loaded: Loaded) -> Iterator[tuple[Event, ...]]:
+    longest = [run.assignment.unit.trials[-1] for run in runs]
+    if all(can_fuse(trial, plan.sweep.speed) for trial in longest):
+        yield from fused.train_together(runs, longest, plan, loaded)
+    else:
+        yield from itertools.chain.from_iterable(run.events() for run in runs)
+
+
+def _end_open(runs: Sequence[_UnitRun], failure: Failure) -> tuple[Event, ...]:
+    return tuple(event for run in runs for event in run.end_open(failure))
 
 
 @dataclass
 class _UnitRun:
-    """One unit while it is trained."""
+    """One trajectory while it is trained."""
 
     assignment: Assignment
     plan: Plan
     layout: Layout
     loaded: Loaded
+    bar: float | None = None
+    scores: list[float] = field(default_factory=list)
     best: Best | None = None
     predictions: Predictions | None = None
     written: str = ""
@@ -137,9 +153,13 @@ class _UnitRun:
     ended: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Nothing is watched before `events` is asked for."""
-        self.watchdog = Watchdog(self.plan.sweep.trial_timeout_s)
+        """Nothing is looked up before `events` is asked for."""
         self.stop_sign = StopSign(self.layout.stop)
+
+    def started(self) -> UnitStarted:
+        """The beginning of the trajectory."""
+        unit = self.assignment.unit
+        return UnitStarted(unit.name, tuple(trial.key for trial in unit.trials), worker_info(self.plan))
 
     def events(self) -> Iterator[tuple[Event, ...]]:
         """Trains from the newest checkpoint, or from the start; what was evaluated before is told again.
@@ -153,21 +173,20 @@ class _UnitRun:
             state.load_state_dict(resumed.snapshot)
             self.best = resumed.best
             for evaluation in resumed.snapshot.history:
-                yield self._tell(evaluation)
+                yield self.tell(evaluation)
         is_complete, stored = False, state.step
-        with self.watchdog.listen(state.model):
-            for evaluation in loop.fit(job, state, self.stop_sign.is_up):
-                best = self._note(evaluation, state)
-                yield self._tell(evaluation)
-                is_complete = evaluation.stopped or evaluation.epoch == job.settings.epochs
-                if not is_complete and checkpoints.is_due():
-                    checkpoints.write(state.state_dict(), best)
+        for evaluation in loop.fit(job, state, self.stop_sign.is_up):
+            best = self.note(evaluation, state)
+            yield self.tell(evaluation)
+            is_complete = evaluation.stopped or evaluation.epoch == job.settings.epochs
+            if not is_complete and checkpoints.is_due():
+                checkpoints.write(state.state_dict(), best)
         if is_complete:
             checkpoints.clear()
         elif state.step > stored:
             checkpoints.write(state.state_dict(), self.best)
 
-    def _tell(self, evaluation: Evaluation) -> tuple[Event, ...]:
+    def tell(self, evaluation: Evaluation) -> tuple[Event, ...]:
         """An evaluation, and the ends of the trials that it completes."""
         self.history.append(evaluation)
         trials = self.assignment.unit.trials
@@ -194,13 +213,13 @@ class _UnitRun:
             unit.name, tuple(t.key for t in unit.trials if t.epochs >= evaluation.epoch), **fields
         )
 
-    def _note(self, evaluation: Evaluation, state: LoopState) -> Best:
+    def note(self, evaluation: Evaluation, trained: Trained) -> Best:
         """Keeps the tensors of the evaluation if it is the one that counts so far; ties go to the earliest."""
         score = evaluation.metrics[self.plan.sweep.metric.name]
         if self.best is None or self._counts_last or self._better(score, self.best.score):
-            copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.changed.items()}
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in trained.changed.items()}
             self.best = Best(score, evaluation.epoch, copies)
-            self.predictions = state.predictions
+            self.predictions = trained.predictions
         return self.best
 
     @property
@@ -222,8 +241,9 @@ class _UnitRun:
 
     def _end(self, trial: Trial, evaluation: Evaluation) -> TrialEnded:
         self.ended.add(trial.key)
-        counting, bar = self._counting(), self.assignment.bar
+        counting, bar = self._counting(), self.bar
         score = counting.metrics[self.plan.sweep.metric.name]
+        self.scores.append(score)
         # After a resume, the tensors of an earlier best epoch are gone: then the trial has no checkpoint for now.
         is_held = self.best is not None and self.best.epoch == counting.epoch
         is_worth_keeping = bar is None or not self._better(bar, score)

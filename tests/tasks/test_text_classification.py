@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -354,3 +355,21 @@ def test_tasks_are_imported_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_are_those_of_scikit_learn(classes: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(40, classes)).round(1 if seed else 9).astype(np.float32)
+    labels = rng.integers(0, classes - (seed == 1), 40)  # also with a class that no row has
+    losses = rng.random(40).astype(np.float32)
+    found = TASK.score(Predictions(logits, labels, losses), [*map(str, range(classes))])
+    guesses = logits.argmax(axis=1)
+    macro = metrics.f1_score(labels, guesses, average="macro", zero_division=0.0)
+    assert found["macro_f1"] == pytest.approx(macro, abs=1e-12)
+    assert found["f1"] == pytest.approx(
+        metrics.f1_score(labels, guesses) if classes == 2 and seed != 1 else found["f1"], abs=1e-12
+    )
+    assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, guesses), abs=1e-12)
+    assert found["accuracy"] == metrics.accuracy_score(labels, guesses)

@@ -20,6 +20,7 @@ from finetune_sweep.tasks.contract import Encoded, Ragged
 from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.loop import fit, start
+from finetune_sweep.train.packing import Forward, forward_of
 from finetune_sweep.train.state import Evaluation, Job
 
 NEW = ("classifier.bias", "classifier.weight")
@@ -79,6 +80,10 @@ def job_for(model: PreTrainedModel, settings: Training | None = None) -> Job:
         pad_token_id=0,
         arch=describe(model.config.to_dict()),
     )
+
+
+def packed(model: PreTrainedModel) -> Forward:
+    return forward_of(model, describe(model.config.to_dict()), unpadding=True)
 
 
 def trained(job: Job, model: PreTrainedModel) -> tuple[list[Evaluation], dict[str, Tensor]]:

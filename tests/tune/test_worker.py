@@ -22,6 +22,7 @@ from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.train import weights
+from finetune_sweep.trial import WorkUnit
 from finetune_sweep.tune import resume, watch
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
@@ -286,3 +287,61 @@ def test_a_model_that_changed_since_the_plan_ends_the_trials_naming_both(
     assert failure is not None
     assert failure.kind == "fault"
     assert f"its fingerprint was {plan.models[str(model)]}, now it is {now}" in failure.message
+
+
+HEADS = "{learning_rate: [1e-2, 1e-3, 1e-4], weight_decay: [0, 0.1], epochs: [1, 3], freeze_depth: [all]}"
+
+
+def test_heads_that_are_trained_together_are_trials_of_their_own(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    plan = make_plan(load_sweep(write_sweep(space=HEADS, extra="keep_checkpoints: 2\n")))
+    layout = Layout(tmp_path, "tiny")
+    (unit,) = plan.units
+    events = all_of(start(plan, layout))
+    alone = [all_of(start(plan, Layout(tmp_path, "one"), Assignment(member))) for member in unit.members]
+
+    assert len(unit.members) == 6
+    assert [e.unit for e in events if isinstance(e, UnitStarted)] == [member.name for member in unit.members]
+    by_unit = {
+        m.name: [e for e in events if isinstance(e, Evaluated) and e.unit == m.name] for m in unit.members
+    }
+    for member, single in zip(unit.members, alone, strict=True):
+        assert results(list(by_unit[member.name])) == results(single)
+        assert [e.keys for e in by_unit[member.name]] == [e.keys for e in single if isinstance(e, Evaluated)]
+    expected = {end.key: replace(end, checkpoint=None) for single in alone for end in ends(single)}
+    assert {end.key: replace(end, checkpoint=None) for end in ends(events)} == expected
+    best = sorted(ends(events), key=lambda end: -(end.score or 0))[:2]
+    for end in best:
+        assert end.checkpoint is not None
+        check_folder(layout.root / end.checkpoint)
+
+
+def test_a_head_that_diverges_ends_alone(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    text = "{learning_rate: [0.1, 9.9], epochs: [2], freeze_depth: [all], optimizer: [sgd], max_grad_norm: [0.0]}"
+    plan = make_plan(load_sweep(write_sweep(space=text)))
+    calm, wild = plan.units[0].trials
+    wild = replace(wild, training=wild.training.model_copy(update={"learning_rate": 1e30}))
+    unit = replace(plan.units[0], trials=(calm, wild), together=(WorkUnit((calm,)), WorkUnit((wild,))))
+
+    ended = ends(all_of(start(plan, Layout(tmp_path, "tiny"), Assignment(unit))))
+
+    assert {end.key: end.state for end in ended} == {calm.key: "finished", wild.key: "diverged"}
+
+
+def test_a_head_is_trained_again_for_its_checkpoint_to_the_last_digit(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    plan = make_plan(load_sweep(write_sweep(space=HEADS, extra="keep_checkpoints: 12\n")))
+    layout = Layout(tmp_path, "tiny")
+    end = ends(all_of(start(plan, layout)))[-1]
+    assert end.checkpoint is not None
+    original = load_file(layout.root / end.checkpoint / CHANGED_TENSORS)
+    trial = next(trial for trial in plan.trials if trial.key == end.key)
+
+    events = all_of(start(plan, Layout(tmp_path, "again"), Assignment(WorkUnit((trial,)), rebuild=end.key)))
+
+    assert [type(event) for event in events] == [CheckpointWritten]
+    (written,) = (event.checkpoint for event in events if isinstance(event, CheckpointWritten))
+    rebuilt = load_file(tmp_path / "again" / written / CHANGED_TENSORS)
+    assert all(rebuilt[name].equal(tensor) for name, tensor in original.items())

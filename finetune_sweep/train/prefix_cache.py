@@ -1,0 +1,231 @@
+"""What the frozen part of a model makes of each text, computed once and kept: for all trials, workers and sweeps.
+
+States are those after the embeddings and some blocks, for every token of a split; after the last block only those of
+the token that the head reads. They lie in the cache folder under what they depend on, as float32: that is what flows
+between blocks in either precision, so what reads them computes as if it had just made them. A copy is made by one
+process while others wait for it, from a copy after fewer blocks if there is one; it is checked by its hashes when it
+is opened, and the copies that were not used for the longest time make room for new ones.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from finetune_sweep.layout import MANIFEST, folder_aside, remove_folder
+from finetune_sweep.tasks.contract import Encoded, Ragged, Task
+from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.data import hash_of, is_sound, sole_owner
+from finetune_sweep.train.packing import STATES, Body, pack
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+_FORMAT: Final = 1  # raised when the states of a copy mean something else
+_ROWS: Final = 64  # computed at once, always the same ones: so a copy is the same whatever it is made from
+_BYTES: Final = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where copies of a split's states lie, and how much room they may take.
+
+    Args:
+        folder: The part of the cache that is for states.
+        identity: Of the model, the split and the length at which texts are cut.
+        cap_bytes: All copies together take at most so much.
+        min_free_bytes: So much of the disk stays free.
+    """
+
+    folder: Path
+    identity: tuple[str, str, int]
+    cap_bytes: int
+    min_free_bytes: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What states are computed with.
+
+    Args:
+        task: What makes batches.
+        encoded: The split.
+        model: With its pretrained tensors, on its device.
+        arch: Where its parts are; it must be able to pack.
+        precision: `fp32` or `bf16`.
+    """
+
+    task: Task
+    encoded: Encoded
+    model: PreTrainedModel
+    arch: Architecture
+    precision: str
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills the rows of a batch."""
+        return int(self.model.config.pad_token_id or 0)
+
+
+def blocks_to_keep(depth: Depth) -> int | None:
+    """After how many blocks states are kept for trials of a depth; None where that would spare nothing."""
+    return depth if isinstance(depth, int) and depth > 0 else None
+
+
+def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
+    """A split with its states as the column `states`, computed or found; mapped into memory.
+
+    Args:
+        source: What computes them.
+        blocks: How many blocks the states have behind them, at least 1.
+        place: Where they are kept.
+
+    Returns:
+        None if they take more room than they may; one state for each text is then held in memory.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
+    home = place.folder / hash_of([_FORMAT, *place.identity, *_circumstances(source)])
+    target = home / f"{blocks:04d}"
+    with sole_owner(target):
+        if not is_sound(target):
+            _remove_remains(target)
+            if not _make_room(_bytes(source, blocks), place):
+                return _in_memory(source, blocks, home)
+            with folder_aside(target) as aside:
+                _write(source, blocks, aside, home)
+        os.utime(target / MANIFEST)
+        states = Encoded.load(target).columns[STATES]
+    return Encoded({**source.encoded.columns, STATES: states})
+
+
+def _in_memory(source: Source, blocks: int, home: Path) -> Encoded | None:
+    if blocks < source.arch.blocks:
+        return None
+    values = np.empty((len(source.encoded), source.arch.width), np.float32)
+    for rows, states in _computed(source, blocks, home):
+        values[rows] = states
+    return Encoded({**source.encoded.columns, STATES: Ragged(values, np.arange(len(values) + 1))})
+
+
+def states_of(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor | None:
+    """The states of some rows end to end, shape `(tokens, hidden)`; None for a split without."""
+    column = encoded.columns.get(STATES)
+    if not isinstance(column, Ragged):
+        return None
+    return torch.from_numpy(np.concatenate([column[int(row)] for row in rows]))
+
+
+def _circumstances(source: Source) -> list[str]:
+    """What else decides on the digits of a state."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")]
+    return [source.task.name, source.precision, source.model.device.type, *versions]
+
+
+def _lengths(source: Source, blocks: int) -> NDArray[np.int64]:
+    """States of each row."""
+    return (
+        np.ones(len(source.encoded), np.int64) if blocks == source.arch.blocks else source.encoded.lengths()
+    )
+
+
+def _bytes(source: Source, blocks: int) -> int:
+    return int(_lengths(source, blocks).sum()) * source.arch.width * _BYTES
+
+
+def _write(source: Source, blocks: int, folder: Path, home: Path) -> None:
+    offsets = np.concatenate(([0], np.cumsum(_lengths(source, blocks))))
+    shape = (int(offsets[-1]), source.arch.width)
+    values = np.lib.format.open_memmap(folder / f"{STATES}.values.npy", "w+", np.float32, shape)
+    for rows, states in _computed(source, blocks, home):
+        start = 0
+        for row in rows:
+            end = start + int(offsets[row + 1] - offsets[row])
+            values[offsets[row] : offsets[row + 1]] = states[start:end]
+            start = end
+    values.flush()
+    np.save(folder / f"{STATES}.offsets.npy", offsets)
+
+
+def _computed(
+    source: Source, blocks: int, home: Path
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """States of all rows, batch by batch."""
+    first, before = _shallower(blocks, home)
+    model, encoded = source.model, source.encoded
+    model.eval()  # type: ignore[no-untyped-call]  # transformers'
+    body = Body(model, source.arch, first, blocks)
+    order = np.argsort(encoded.lengths(), kind="stable")
+    for start in range(0, len(order), _ROWS):
+        rows = order[start : start + _ROWS]
+        batch = source.task.collate(encoded, rows, source.pad_token_id)
+        packed = pack(batch, source.arch, source.pad_token_id, str(model.device))
+        given = None if before is None else states_of(before, rows)
+        with (
+            torch.inference_mode(),
+            torch.autocast(model.device.type, torch.bfloat16, enabled=source.precision == "bf16"),
+        ):
+            states = body(packed, None if given is None else given.to(model.device))
+        if blocks == source.arch.blocks:
+            states = states.index_select(0, packed.read)
+        yield rows, states.float().cpu().numpy()
+
+
+def _shallower(blocks: int, home: Path) -> tuple[int | None, Encoded | None]:
+    """The whole copy with the most blocks behind it below `blocks`."""
+    for fewer in range(blocks - 1, 0, -1):
+        folder = home / f"{fewer:04d}"
+        if folder.exists() and is_sound(folder):
+            return fewer, Encoded.load(folder)
+    return None, None
+
+
+def _make_room(needed_bytes: int, place: Place) -> bool:
+    """Removes what was not used for the longest time until the copy fits; False if it cannot."""
+    if needed_bytes > place.cap_bytes:
+        return False
+    manifests = sorted(place.folder.glob(f"*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
+    sizes = {manifest.parent: _size(manifest.parent) for manifest in manifests}
+    used = sum(sizes.values())
+    for folder, size in sizes.items():
+        if _fits(needed_bytes, used, place):
+            break
+        used -= size if _remove_unused(folder) else 0
+    return _fits(needed_bytes, used, place)
+
+
+def _fits(needed_bytes: int, used_bytes: int, place: Place) -> bool:
+    free = shutil.disk_usage(place.folder).free
+    return used_bytes + needed_bytes <= place.cap_bytes and needed_bytes + place.min_free_bytes <= free
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Deletes a copy unless a process makes or opens it; those that have it mapped keep what they see."""
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        remove_folder(folder)
+    return True
+
+
+def _remove_remains(target: Path) -> None:
+    """Deletes what a process that was killed in the middle has left."""
+    for folder in target.parent.glob(f".{target.name}.*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)

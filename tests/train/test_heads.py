@@ -1,0 +1,161 @@
+"""Heads that are trained together come to what each comes to alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from finetune_sweep.errors import TrialError
+from finetune_sweep.settings import EarlyStopping, Training
+from finetune_sweep.train import heads
+from finetune_sweep.train.architecture import FAMILIES
+from finetune_sweep.train.loop import fit, start
+from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for
+from tests.train.test_architecture import BLOCKS, tiny
+from tests.train.test_prefix_cache import on_states
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedModel
+
+    from finetune_sweep.train.state import Evaluation, Job
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def new_of(model: PreTrainedModel) -> tuple[str, ...]:
+    return ("score.weight",) if hasattr(model, "score") else NEW if hasattr(model, "bert") else ()
+
+
+def jobs_of(
+    build: Callable[[], PreTrainedModel], settings: Sequence[dict[str, object]], cache: Path
+) -> list[Job]:
+    """Head-only jobs on the states of one model."""
+    model = build()
+    first = replace(job_for(model), depth=job_for(model).arch.blocks)
+    first = on_states(first, model, first.arch.blocks, cache)
+    made = []
+    for each in settings:
+        own = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 3, **each}
+        seed = int(str(own.pop("seed", 0)))
+        made.append(replace(first, settings=Training.model_validate(own), seed=seed))
+    return made
+
+
+def together(jobs: Sequence[Job], model: PreTrainedModel) -> tuple[list[list[Evaluation]], heads.Heads]:
+    state = heads.start(jobs, model, new_of(model))
+    found: list[list[Evaluation]] = [[] for _ in jobs]
+    for told in heads.fit(state):
+        for index, result in told:
+            assert not isinstance(result, TrialError)
+            found[index].append(result)
+    return found, state
+
+
+def assert_near(left: Sequence[Evaluation], right: Sequence[Evaluation]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, abs=1e-4)
+        assert other.metrics == pytest.approx(one.metrics, abs=1e-4)
+        assert other.train_metrics == pytest.approx(one.train_metrics, abs=1e-4)
+        counted = ("epoch", "step", "examples", "learning_rate", "micro_batch", "stopped")
+        assert [getattr(one, name) for name in counted] == [getattr(other, name) for name in counted]
+
+
+DIFFERENT: list[dict[str, object]] = [
+    {},
+    {"seed": 1},
+    {"learning_rate": 1e-3, "epochs": 4},
+    {"weight_decay": 0.5, "seed": 2, "epochs": 1},
+    {"lr_schedule": {"type": "linear", "warmup_steps": 2}, "seed": 1},
+    {"max_grad_norm": 0.0},
+    {"max_grad_norm": 0.01},
+]
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_each_comes_to_what_it_comes_to_alone(
+    build: Callable[[], PreTrainedModel], optimizer: str, tmp_path: Path
+) -> None:
+    """Also with dropout: each seed draws its own masks."""
+    jobs = jobs_of(build, [{**each, "optimizer": optimizer} for each in DIFFERENT], tmp_path)
+    found, state = together(jobs, build())
+    for index, job in enumerate(jobs):
+        model = build()
+        alone = start(job, model, new_of(model))
+        assert_near(list(fit(job, alone)), found[index])
+        for name, tensor in alone.changed.items():
+            torch.testing.assert_close(state.members[index].changed[name], tensor, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_has_a_head_that_can_be_stacked(model_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    origin = tiny(model_type)
+    origin.config.pad_token_id = 1 if FAMILIES[model_type].counts_from_padding else 0
+
+    def build() -> PreTrainedModel:
+        torch.manual_seed(0)
+        model = tiny(model_type)
+        model.config.pad_token_id = origin.config.pad_token_id
+        model.resize_token_embeddings(40)
+        return model
+
+    jobs = jobs_of(build, [{}, {"seed": 1, "learning_rate": 1e-3}], tmp_path)
+    found, _ = together(jobs, build())
+    assert jobs[0].first == BLOCKS
+    for index, job in enumerate(jobs):
+        model = build()
+        assert_near(list(fit(job, start(job, model, new_of(model)))), found[index])
+
+
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_the_company_changes_nothing_to_the_last_digit(
+    build: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    jobs = jobs_of(build, DIFFERENT, tmp_path)
+    found, state = together(jobs, build())
+    for chosen in ([2], [2, 0], [5, 2, 6]):
+        fewer, smaller = together([jobs[index] for index in chosen], build())
+        assert fewer == [found[index] for index in chosen]
+        for place, index in enumerate(chosen):
+            assert_same_weights(smaller.members[place].changed, state.members[index].changed)
+
+
+def test_half_precision_stays_near(tmp_path: Path) -> None:
+    jobs = [replace(job, precision="bf16") for job in jobs_of(bert, [{}, {"seed": 1}], tmp_path)]
+    found, _ = together(jobs, bert())
+    for index, job in enumerate(jobs):
+        alone = fit(job, start(job, bert(), NEW))
+        for one, other in zip(alone, found[index], strict=True):
+            assert other.train_loss == pytest.approx(one.train_loss, abs=0.01)
+            assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=0.01)
+
+
+def test_one_that_diverges_ends_and_the_others_go_on(tmp_path: Path) -> None:
+    wild = {"optimizer": "sgd", "learning_rate": 9.9, "weight_decay": 9.9, "max_grad_norm": 0.0}
+    jobs = jobs_of(bert, [{"optimizer": "sgd"}, wild], tmp_path)
+    jobs[1] = replace(jobs[1], settings=jobs[1].settings.model_copy(update={"learning_rate": 1e30}))
+    told = list(heads.fit(heads.start(jobs, bert(), NEW)))
+    failures = [(index, result) for each in told for index, result in each if isinstance(result, TrialError)]
+    assert [index for index, _ in failures] == [1]
+    assert failures[0][1].failure == "diverged"
+    with pytest.raises(TrialError) as alone:
+        list(fit(jobs[1], start(jobs[1], bert(), NEW)))
+    assert alone.value.message.split(" became ")[0] == failures[0][1].message.split(" became ")[0]
+    calm = [result for each in told for index, result in each if index == 0]
+    assert calm == together(jobs[:1], bert())[0][0]
+
+
+def test_each_stops_early_by_itself(tmp_path: Path) -> None:
+    stopping = EarlyStopping(patience=1, min_delta=100.0)
+    jobs = jobs_of(bert, [{"epochs": 4}, {"epochs": 4}], tmp_path)
+    jobs[0] = replace(jobs[0], settings=jobs[0].settings.model_copy(update={"early_stopping": stopping}))
+    found, _ = together(jobs, bert())
+    assert [len(each) for each in found] == [2, 4]
+    assert [each[-1].stopped for each in found] == [True, False]
