@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnded, UnitStarted
-from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder
+from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder, write_atomic
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.train import weights
@@ -119,20 +118,16 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
 def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_LOOK_S", 0.0)
     whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
     layout = Layout(tmp_path / "cut", "tiny")
-    told: list[Event] = []
-    for stop_after in (4, 9, 16):
-        loaded = Loaded(plan)
-        model = loaded.pretrained(plan.units[0].trials[0].model).model
-        counter = itertools.count(1)
-        handle = model.register_forward_pre_hook(partial(_raise_sign, counter, stop_after, layout))
-        asked = all_of(run_unit(Assignment(plan.units[0]), plan, layout, loaded))
-        handle.remove()
-        layout.stop.unlink()
-        told += asked
-        assert not ends(asked) or stop_after > 4
+    for steps in (4, 9, 11):
+        asked = itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, steps=steps: next(asked) >= steps)
+            told = all_of(start(plan, layout))
+        assert len(results(told)) < len(results(whole))
+        assert results(told) == results(whole)[: len(results(told))]
+        assert list(layout.root.glob("trials/*/resume-*"))
 
     resumed = all_of(start(plan, layout))
 
@@ -140,15 +135,21 @@ def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
     assert [replace(end, checkpoint=None) for end in ends(resumed)] == [
         replace(end, checkpoint=None) for end in ends(whole)
     ]
-    assert all(result in results(whole) for result in results(told))
     assert not list(layout.root.glob("trials/*/resume-*"))
 
 
-def _raise_sign(counter: Iterator[int], stop_after: int, layout: Layout, *_: object) -> None:
-    """Asks the worker to stop once its model has been called so often."""
-    if next(counter) == stop_after:
-        layout.stop.parent.mkdir(parents=True, exist_ok=True)
-        layout.stop.touch()
+def test_the_stop_sign_is_seen_where_the_driver_puts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_LOOK_S", 0.0)
+    layout = Layout(tmp_path, "tiny")
+    sign = watch.StopSign(layout.stop)
+
+    assert not sign.is_up()
+    write_atomic(layout.stop, b"")
+    assert sign.is_up()
+    layout.stop.unlink()
+    assert not sign.is_up()
 
 
 def test_a_worker_that_hangs_is_ended_and_leaves_what_it_was_doing(tmp_path: Path) -> None:
