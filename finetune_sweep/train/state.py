@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Task
+from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Predictions, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.packing import Forward
 
@@ -113,6 +113,37 @@ class Snapshot:
     history: tuple[Evaluation, ...]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the model said of a micro-batch while it was trained on it, with the right labels."""
+
+    logits: Tensor
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is known of an epoch that is not over.
+
+    Attributes:
+        losses: Sums over the rows of each step.
+        seen: What the model said of them.
+        seconds: Wall time of training so far.
+    """
+
+    losses: tuple[Tensor, ...] = ()
+    seen: tuple[Seen, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a training stands between two of its steps, in memory: others go on from there."""
+
+    snapshot: Snapshot
+    pending: Pending
+
+
 @dataclass
 class LoopState:
     """Where a training run stands: the one place of everything that moves.
@@ -125,6 +156,7 @@ class LoopState:
         micro_batch: Examples computed at once, at most; halved when memory runs out.
         epoch: Epochs trained.
         step: Optimizer steps taken.
+        pending: What is known of the epoch that it stands in.
         history: All evaluations so far.
         predictions: Those of the last evaluation in this process, for each validation row in order.
     """
@@ -136,6 +168,7 @@ class LoopState:
     micro_batch: int
     epoch: int = 0
     step: int = 0
+    pending: Pending = field(default_factory=Pending)
     history: list[Evaluation] = field(default_factory=list)
     predictions: Predictions | None = None
 
@@ -164,7 +197,16 @@ class LoopState:
             tensor.copy_(snapshot.tensors[f"model.{name}"])
         self._load_optimizer(snapshot.tensors)
         self.epoch, self.step, self.micro_batch = snapshot.epoch, snapshot.step, snapshot.micro_batch
-        self.history = list(snapshot.history)
+        self.history, self.pending = list(snapshot.history), Pending()
+
+    def branch(self) -> Branch:
+        """Copies the state, wherever it stands."""
+        return Branch(self.state_dict(), self.pending)
+
+    def return_to(self, branch: Branch) -> None:
+        """Continues from where the state was when it branched."""
+        self.load_state_dict(branch.snapshot)
+        self.pending = branch.pending
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         moments: dict[int, dict[str, Tensor]] = {}

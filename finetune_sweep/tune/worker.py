@@ -7,7 +7,6 @@ that goes wrong in a trial is raised to Ray Tune, whose verdicts the sweep does 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import socket
 import traceback
@@ -37,7 +36,8 @@ from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation
 from finetune_sweep.trial import Trial, WorkUnit, can_fuse
-from finetune_sweep.tune import fused
+from finetune_sweep.tune.branching import train_branches
+from finetune_sweep.tune.fused import train_together
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
 
@@ -105,11 +105,12 @@ def run_unit(
     if assignment.rebuild is None:
         yield tuple(run.started() for run in runs)
     try:
-        longest = [run.assignment.unit.trials[-1] for run in runs]
-        if all(can_fuse(trial, plan.sweep.speed) for trial in longest):
-            yield from fused.train_together(runs, longest, plan, loaded)
+        if can_fuse(assignment.unit.trials[-1], plan.sweep.speed):
+            yield from train_together(runs, plan, loaded)
+        elif len(runs) > 1:
+            yield from train_branches(runs, loaded)
         else:
-            yield from itertools.chain.from_iterable(run.events() for run in runs)
+            yield from runs[0].events()
     except StorageError:
         raise
     except TrialError as error:
@@ -137,6 +138,11 @@ class _UnitRun:
     written: str = ""
     history: list[Evaluation] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
+
+    @property
+    def unit(self) -> WorkUnit:
+        """The trajectory's trials."""
+        return self.assignment.unit
 
     def started(self) -> UnitStarted:
         """The beginning of the trajectory."""
