@@ -90,6 +90,7 @@ RULES: Final[Mapping[type[BaseModel], str]] = {
     ),
     settings.Training: "`gradient_accumulation_steps` must not exceed `batch_size`.",
     settings.Linear: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
+    settings.Cosine: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     spec.Split: "`validation` and `test` together must be below 1.",
     spec.Data: "Either `source` or `files` must be given, not both; `files` must name `train`.",
     spec.Resources: (

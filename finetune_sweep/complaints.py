@@ -71,7 +71,7 @@ def _without_renamed(issues: list[Any], section: type[BaseModel]) -> list[Any]:
     return [issue for issue in issues if issue["type"] != "missing" or issue["loc"] not in meant]
 
 
-_TAGS: Final = frozenset({"grid", "random", "tpe", "constant", "linear"})
+_TAGS: Final = frozenset({"grid", "random", "tpe", "constant", "linear", "cosine", "wsd"})
 
 
 def plain(loc: tuple[int | str, ...]) -> tuple[str, ...]:

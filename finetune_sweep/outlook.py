@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_sweep.disk import DiskNeed, estimate
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
-from finetune_sweep.settings import Constant
+from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.train import architecture, weights
 from finetune_sweep.trial import Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
@@ -52,7 +52,7 @@ class Outlook:
         trainings: Work units that are missing.
         epochs: Epochs that they train.
         epochs_apart: Epochs that the missing trials would train one by one.
-        epochs_shareable: Epochs that a constant schedule would train, where another schedule shares nothing.
+        epochs_shareable: Epochs that each schedule that shares would train; empty where none that shares nothing is.
         trained: One row for each model and freeze depth.
         disk: What it writes into the storage.
     """
@@ -63,7 +63,7 @@ class Outlook:
     trainings: int
     epochs: int
     epochs_apart: int
-    epochs_shareable: int
+    epochs_shareable: Mapping[str, int]
     trained: tuple[Trained, ...]
     disk: DiskNeed
 
@@ -119,10 +119,10 @@ class Outlook:
             text += f"; one by one the trials would train {self.epochs_apart}"
             if self.plan.sweep.metric.epoch == "best":
                 text += " (of two that differ only in epochs, the longer can only tie or win)"
-        if self.epochs_shareable < self.epochs:
-            text += (
-                f"; nothing is shared under this lr_schedule, constant would train {self.epochs_shareable}"
-            )
+        saved = [f"{name} {number}" for name, number in self.epochs_shareable.items() if number < self.epochs]
+        if saved:
+            would = ", ".join(saved).replace(" ", " would train ", 1)
+            text += f"; nothing is shared under linear or cosine; {would}"
         return text
 
 
@@ -138,15 +138,29 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         trainings=len(units),
         epochs=sum(unit.epochs for unit in units),
         epochs_apart=sum(trial.epochs for trial in missing),
-        epochs_shareable=sum(unit.epochs for unit in work_units(map(_constant, missing), plan.sweep.speed)),
+        epochs_shareable=_shareable(plan, missing),
         trained=tuple(_trained(plan)),
         disk=estimate(plan),
     )
 
 
-def _constant(trial: Trial) -> Trial:
-    """The trial under the constant schedule, to count what would be shared."""
-    schedule = Constant(type="constant", warmup_steps=trial.training.lr_schedule.warmup_steps)
+def _shareable(plan: Plan, missing: Sequence[Trial]) -> dict[str, int]:
+    """What the trials would train under the schedules that share, if one of them has a schedule that does not."""
+    if all(trial.training.lr_schedule.type in {"constant", "wsd"} for trial in missing):
+        return {}
+    epochs: dict[str, int] = {}
+    for schedule in (Constant(type="constant"), Wsd(type="wsd")):
+        units = work_units((_under(trial, schedule) for trial in missing), plan.sweep.speed)
+        epochs[schedule.type] = sum(unit.epochs for unit in units)
+    return epochs
+
+
+def _under(trial: Trial, schedule: Constant | Wsd) -> Trial:
+    """The trial under a schedule that shares, with its steps of warmup; under its own if that shares."""
+    own = trial.training.lr_schedule
+    if own.type in {"constant", "wsd"}:
+        return trial
+    schedule = schedule.model_copy(update={"warmup_steps": own.warmup_steps})
     return replace(trial, training=trial.training.model_copy(update={"lr_schedule": schedule}))
 
 

@@ -7,7 +7,7 @@ whose fields are marked, where they are defined, as entering the trial's key or 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -60,18 +60,16 @@ class Constant(Model):
     """Optimizer steps over which the learning rate rises linearly from 0."""
 
 
-class Linear(Model):
-    """A linear rise over the warmup, then a linear fall to 0 at the last step (Devlin et al. 2019)."""
+class _Ahead(Model):
+    """A schedule that looks at the length of the training."""
 
-    type: Literal["linear"] = Field(json_schema_extra=IN_KEY)
-    """The name of the schedule."""
     warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
     """Optimizer steps over which the learning rate rises linearly from 0."""
     warmup_ratio: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
     """The same as a fraction of all steps; `warmup_steps` and `warmup_ratio` exclude each other."""
 
     @model_validator(mode="after")
-    def _one_warmup(self) -> Linear:
+    def _one_warmup(self) -> Self:
         if self.warmup_steps and self.warmup_ratio:
             raise ValueError(
                 f"give warmup_steps or warmup_ratio, not both, got {self.warmup_steps} and {self.warmup_ratio}"
@@ -79,7 +77,38 @@ class Linear(Model):
         return self
 
 
-LrSchedule = Annotated[Annotated[Constant | Linear, Field(discriminator="type")], BeforeValidator(by_type)]
+class Linear(_Ahead):
+    """A linear rise over the warmup, then a linear fall to 0 at the last step (Devlin et al. 2019)."""
+
+    type: Literal["linear"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+
+
+class Cosine(_Ahead):
+    """A linear rise over the warmup, then half a cosine to 0 at the last step (Loshchilov & Hutter 2017)."""
+
+    type: Literal["cosine"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+
+
+class Wsd(Model):
+    """Warmup, a stable learning rate, and a decay at the end (Hu et al. 2024).
+
+    The decay is 1 minus the square root of the part of it that is over (Hägele et al. 2024). Trials that differ only in
+    `epochs` share all steps before their decays.
+    """
+
+    type: Literal["wsd"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    decay_ratio: float = Field(0.2, gt=0, le=1, json_schema_extra=IN_KEY)
+    """The fraction of all steps over which the learning rate falls to 0."""
+
+
+LrSchedule = Annotated[
+    Annotated[Constant | Linear | Cosine | Wsd, Field(discriminator="type")], BeforeValidator(by_type)
+]
 
 
 class EarlyStopping(Model):

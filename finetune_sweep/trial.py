@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_sweep.events import TrialPlanned
-from finetune_sweep.settings import RECIPE_VERSION, Model, Training, leaf_names
+from finetune_sweep.settings import RECIPE_VERSION, Model, Training, Wsd, leaf_names
 from finetune_sweep.space import Config, canonical
 from finetune_sweep.speed import Speed
 from finetune_sweep.yamlio import Value
@@ -73,7 +74,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker trains at a time: one trajectory, or several head-only ones together.
+    """What one worker trains at a time: one trajectory, or several: head-only ones, or ones with a common trunk.
 
     Args:
         trials: All of them; those of a trajectory by ascending epochs.
@@ -95,16 +96,25 @@ class WorkUnit:
 
     @property
     def epochs(self) -> int:
-        """The epochs that are trained, of each trajectory."""
-        return sum(member.trials[-1].epochs for member in self.members)
+        """The epochs that are trained, of all trajectories; a started one of a decay counts as one."""
+        if not self.branches:
+            return sum(member.trials[-1].epochs for member in self.members)
+        apart = sum(trial.epochs * _decay_ratio(trial) for trial in self.trials[:-1])
+        return self.trials[-1].epochs + math.ceil(apart)
+
+    @property
+    def branches(self) -> bool:
+        """Whether its trajectories have a trunk in common."""
+        shared = {_trunk(trial) for trial in self.trials}
+        return bool(self.together) and len(shared) == 1 and not self.trials[-1].head_only
 
     @property
     def cost(self) -> float:
         """What the unit costs, in epochs of full training; a frozen part saves its backward pass."""
         trial = self.trials[-1]
-        if self.together:
+        if self.together and not self.branches:
             return 0.3 + 0.01 * self.epochs
-        return trial.epochs * (1.0 if trial.depth == 0 else 0.6)
+        return self.epochs * (1.0 if trial.depth == 0 else 0.6)
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,10 @@ def _text(value: Value) -> str:
 
 
 def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[WorkUnit]:
-    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`.
+    """Groups trials into trajectories, and these into units.
+
+    Those that differ only in `epochs` are one trajectory under a constant schedule; under `wsd` they have a trunk in
+    common. Those of the head alone are stacked.
 
     Args:
         trials: In the order of the plan.
@@ -179,10 +192,18 @@ def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[Work
     speed = speed or Speed()
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(
-            trajectory(trial.key, trial.params()) if speed.share_trajectories else trial.key, []
-        ).append(trial)
-    units = [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
+        name = _trunk(trial) if speed.share_trajectories else trial.key
+        groups.setdefault(name, []).append(trial)
+    units: list[WorkUnit] = []
+    for group in groups.values():
+        ordered = tuple(sorted(group, key=lambda trial: trial.epochs))
+        branches = tuple(WorkUnit((trial,)) for trial in ordered)
+        if group[0].training.lr_schedule.type == "constant" or len(group) == 1:
+            units.append(WorkUnit(ordered))
+        elif can_fuse(group[0], speed):
+            units += branches
+        else:
+            units.append(WorkUnit(ordered, branches))
     return _fused(units, speed)
 
 
@@ -227,4 +248,21 @@ def trajectory(key: str, params: Mapping[str, Value]) -> str:
     """
     if params.get("lr_schedule.type") != "constant":
         return key
+    return _apart_from_epochs(params)
+
+
+def _trunk(trial: Trial) -> str:
+    """The trials that begin alike: those of a trajectory, and under wsd those that differ only in when they decay."""
+    if trial.training.lr_schedule.type not in {"constant", "wsd"}:
+        return trial.key
+    return _apart_from_epochs(trial.params())
+
+
+def _apart_from_epochs(params: Mapping[str, Value]) -> str:
     return canonical({name: value for name, value in params.items() if name != "epochs"})
+
+
+def _decay_ratio(trial: Trial) -> float:
+    """The part of a training that it does not share with longer ones."""
+    schedule = trial.training.lr_schedule
+    return schedule.decay_ratio if isinstance(schedule, Wsd) else 1.0

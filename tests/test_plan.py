@@ -142,7 +142,7 @@ def test_nothing_is_shared_when_the_schedule_looks_ahead(write_sweep: WriteSweep
     made = planned(write_sweep(training="{lr_schedule: linear}"))
 
     assert all(len(unit.trials) == 1 for unit in made.units)
-    assert outlook.look(made, SweepRecord()).epochs_shareable == 4
+    assert outlook.look(made, SweepRecord()).epochs_shareable == {"constant": 4, "wsd": 6}
 
 
 def test_random_trials_are_reproducible_and_more_of_them_keep_the_first(write_sweep: WriteSweep) -> None:
@@ -216,6 +216,34 @@ def test_the_outlook_says_what_is_kept_of_frozen_blocks(
 
     assert all(word in row.cache for word, row in zip(words, rows, strict=True))
     assert [bool(word) for word in words] == [bool(row.cache) for row in rows]
+
+
+def test_under_wsd_trials_share_their_trunk(write_sweep: WriteSweep) -> None:
+    """The longest trains 10 epochs; of 5 epochs the last 2 are a decay of their own."""
+    made = planned(
+        write_sweep(space="{epochs: [5, 10]}", training="{lr_schedule: {type: wsd, decay_ratio: 0.4}}")
+    )
+    apart = planned(
+        write_sweep(space="{epochs: [5, 10]}", training="{lr_schedule: wsd}"),
+        "speed.share_trajectories=false",
+    )
+
+    assert [[trial.epochs for trial in unit.trials] for unit in made.units] == [[5, 10]]
+    assert [len(unit.members) for unit in made.units] == [2]
+    assert outlook.look(made, SweepRecord()).epochs == 12
+    assert [unit.epochs for unit in apart.units] == [5, 10]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_outlook_says_what_other_schedules_would_train(schedule: str, write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep(space="{epochs: [5, 10]}", training=f"{{lr_schedule: {schedule}}}"))
+    seen = outlook.look(made, SweepRecord())
+
+    assert (seen.epochs, seen.epochs_shareable) == (15, {"constant": 10, "wsd": 11})
+    assert (
+        "nothing is shared under linear or cosine; constant would train 10, wsd 11"
+        in dict(seen.lines())["trainings"]
+    )
 
 
 def test_trials_of_the_head_alone_are_one_work_unit(write_sweep: WriteSweep) -> None:

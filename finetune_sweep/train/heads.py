@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -173,7 +172,7 @@ def _train_epoch(heads: Heads, active: Sequence[int], epoch: int) -> dict[int, _
         order = np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(rows)
         seen[index] = _Seen(order)
     head = _Head(heads.model, job.arch)
-    steps = _steps(job)
+    steps = loop.steps_per_epoch(job)
     for step in range((epoch - 1) * steps, epoch * steps):
         running = [index for index in active if heads.members[index].failure is None]
         first = step % steps * size
@@ -231,7 +230,7 @@ def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: in
     scales = _clip(gradients, [member.job.settings.max_grad_norm for member in members])
     for place, member in enumerate(members):
         settings = member.job.settings
-        total_steps = settings.epochs * _steps(member.job)
+        total_steps = settings.epochs * loop.steps_per_epoch(member.job)
         rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, step, total_steps)
         optim.set_learning_rate(member.optimizer, rate)
         for group in member.optimizer.param_groups:
@@ -239,11 +238,6 @@ def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: in
                 gradient = gradients[name][place]
                 parameter.grad = gradient if scales is None else gradient * scales[place]
         member.optimizer.step()
-
-
-def _steps(job: Job) -> int:
-    """Optimizer steps of an epoch."""
-    return math.ceil(len(job.train) / job.settings.batch_size)
 
 
 def _note_divergence(members: Sequence[Member], losses: Sequence[float], epoch: int, step: int) -> None:
@@ -270,7 +264,7 @@ def _evaluate(
 ) -> Evaluation:
     """The member's evaluation, computed by the model as for any training."""
     job, started = member.job, time.perf_counter()
-    step = epoch * _steps(job)
+    step = epoch * loop.steps_per_epoch(job)
     mean = float(torch.stack(seen.losses).cpu().double().sum()) / len(job.train)
     loop.check_loss(mean, epoch, step)
     with torch.no_grad():

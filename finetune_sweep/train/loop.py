@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, T
 from finetune_sweep.train import layers, optim
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
-from finetune_sweep.train.state import Evaluation, Job, LoopState, PartialEpoch, Precision, derive_seed
+from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, Seen, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,9 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     )
 
 
-def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: False) -> Iterator[Evaluation]:
+def fit(
+    job: Job, state: LoopState, until: int | None = None, is_stopping: Callable[[], bool] = lambda: False
+) -> Iterator[Evaluation]:
     """Trains from where the state stands, and yields an evaluation after each epoch.
 
     When an evaluation is yielded, the state belongs to it: copy it, store it, or stop here.
@@ -67,19 +69,19 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
     Args:
         job: The run.
         state: From `start`, or a snapshot loaded into one; moved on in place.
-        is_stopping: Asked before every step; once it says yes, the generator ends, and the state can be copied,
-            to go on from that step.
+        until: Goes no farther than to this many steps, also within an epoch.
+        is_stopping: Asked before every step; once it says yes, the generator ends there.
 
     Raises:
         TrialError: `out_of_memory` if one example at a time is still too much; `diverged` if the loss, the
             gradient or the metric is not a finite number.
     """
     while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
-        started = time.perf_counter()
-        given = _train_epoch(job, state, is_stopping)
-        if given is None:
+        _train(job, state, until, is_stopping)
+        if state.step < (state.epoch + 1) * steps_per_epoch(job):
             return
-        train_loss, train_metrics = given
+        train_seconds = state.pending.seconds
+        train_loss, train_metrics = _finish_epoch(job, state)
         trained = time.perf_counter()
         predictions = evaluate(
             state.forward,
@@ -99,7 +101,7 @@ def fit(job: Job, state: LoopState, is_stopping: Callable[[], bool] = lambda: Fa
             learning_rate=state.optimizer.param_groups[0]["lr"],
             metrics=metrics,
             train_metrics=train_metrics,
-            train_seconds=trained - started,
+            train_seconds=train_seconds,
             eval_seconds=time.perf_counter() - trained,
             micro_batch=state.micro_batch,
             stopped=stops(job, [*(e.metrics for e in state.history), metrics]),
@@ -150,61 +152,71 @@ def evaluate(
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What the model said of a micro-batch while it was trained on it, with the right labels."""
-
-    logits: Tensor
-    batch: Batch
+def steps_per_epoch(job: Job) -> int:
+    """Optimizer steps of an epoch."""
+    return math.ceil(len(job.train) / job.settings.batch_size)
 
 
-def _train_epoch(
-    job: Job, state: LoopState, is_stopping: Callable[[], bool]
-) -> tuple[float, dict[str, float]] | None:
-    """Moves the state on to the end of an epoch, from its beginning or from where it was interrupted.
+def _order(job: Job, epoch: int) -> NDArray[np.int64]:
+    """The order of the rows in an epoch, counted from 1."""
+    return np.random.default_rng(derive_seed(job.seed, "order", epoch)).permutation(len(job.train))
+
+
+def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[[], bool]) -> None:
+    """Moves the state on to the end of its epoch, or to a step before that.
 
     Losses and logits stay on an accelerator until the end of the epoch: reading each would make it wait for every
     step.
-
-    Returns:
-        The mean loss of the training examples, and the task's metrics of them, each as it was when it was trained on;
-        None if the epoch was interrupted.
     """
-    epoch = state.epoch + 1
+    started = time.perf_counter()
     layers.train_mode(state.model, job.arch, job.depth)
-    order = np.random.default_rng(derive_seed(job.seed, "order", epoch)).permutation(len(job.train))
-    size, settings = job.settings.batch_size, job.settings
-    total_steps = settings.epochs * math.ceil(len(order) / size)
-    before, state.partial = state.partial, None
-    losses = [] if before is None else list(before.losses.to(job.device))
-    seen: list[_Seen] = []
-    for first in range(len(losses) * size, len(order), size):
-        if is_stopping():
-            state.partial = _partial(job, before, losses, seen) if losses else None
-            return None
-        rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, state.step, total_steps)
+    order, steps, size = _order(job, state.epoch + 1), steps_per_epoch(job), job.settings.batch_size
+    settings = job.settings
+    last = (state.epoch + 1) * steps
+    losses, seen = list(state.pending.losses), list(state.pending.seen)
+    while state.step < (last if until is None else min(until, last)) and not is_stopping():
+        first = (state.step - state.epoch * steps) * size
+        rate = optim.learning_rate(
+            settings.lr_schedule, settings.learning_rate, state.step, settings.epochs * steps
+        )
         optim.set_learning_rate(state.optimizer, rate)
         loss, outputs = _train_step(job, state, order[first : first + size])
         losses.append(loss)
         seen += outputs
         if job.device == "cpu":
-            check_loss(losses[-1].item(), epoch, state.step)
-    state.epoch = epoch
-    whole = _partial(job, before, losses, seen)
-    mean = float(whole.losses.double().sum()) / len(order)
-    check_loss(mean, epoch, state.step)
-    return mean, job.task.score(Predictions.join([whole.predictions], order), job.classes)
+            check_loss(losses[-1].item(), state.epoch + 1, state.step)
+    seconds = state.pending.seconds + time.perf_counter() - started
+    state.pending = replace(state.pending, losses=tuple(losses), seen=tuple(seen), seconds=seconds)
 
 
-def _partial(job: Job, before: PartialEpoch | None, losses: list[Tensor], seen: list[_Seen]) -> PartialEpoch:
-    """What an epoch has given so far; this waits for an accelerator to be done."""
-    parts = [] if before is None else [before.predictions]
-    parts += [job.task.predict(part, part.batch) for part in seen]
-    count = sum(len(part) for part in parts)
-    return PartialEpoch(torch.stack(losses).cpu(), Predictions.join(parts, np.arange(count)))
+def settle(job: Job, state: LoopState) -> None:
+    """Makes a state that stands within an epoch ready to be stored; this waits for an accelerator to be done."""
+    if state.pending.losses:
+        state.pending = replace(state.pending, seen=(), before=_said(job, state.pending))
 
 
-def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[_Seen]]:
+def _said(job: Job, pending: Pending) -> Predictions:
+    """What the model said of the rows of an epoch so far, in the order in which they were trained on."""
+    parts = [] if pending.before is None else [pending.before]
+    parts += [job.task.predict(part, part.batch) for part in pending.seen]
+    return Predictions.join(parts, np.arange(sum(map(len, parts))))
+
+
+def _finish_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
+    """Counts the epoch.
+
+    Returns:
+        The mean loss of the training examples, and the task's metrics of them, each as it was when it was trained on.
+    """
+    pending, state.pending = state.pending, Pending()
+    state.epoch += 1
+    mean = float(torch.stack(list(pending.losses)).cpu().double().sum()) / len(job.train)
+    check_loss(mean, state.epoch, state.step)
+    predictions = Predictions.join([_said(job, pending)], _order(job, state.epoch))
+    return mean, job.task.score(predictions, job.classes)
+
+
+def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
     """Takes one optimizer step, in micro-batches that fit into memory; returns what `_accumulate` does."""
     while (computed := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
         state.optimizer.zero_grad(set_to_none=True)
@@ -220,11 +232,11 @@ def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     return computed
 
 
-def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[_Seen]]:
+def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
     """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and the outputs."""
     state.optimizer.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
-    seen: list[_Seen] = []
+    seen: list[Seen] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
         batch = _collate(job.task, job.train, part, job.pad_token_id)
@@ -235,7 +247,7 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
         loss = job.task.losses(output, labels).sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-        seen.append(_Seen(output.logits.detach(), labels))
+        seen.append(Seen(output.logits.detach(), labels))
     return torch.stack(losses).sum(), seen
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from finetune_sweep.settings import Constant, Linear
+from finetune_sweep.settings import Constant, Cosine, Linear, Wsd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -65,22 +65,34 @@ def learning_rate(schedule: LrSchedule, base: float, step: int, total_steps: int
     """Learning rate of one optimizer step.
 
     Over w warmup steps it is base/w, 2 base/w, ... base, so that no step is lost at 0. Then `constant` stays;
-    `linear` falls evenly, from `base` at the first step after the warmup to what would be 0 at `total_steps`.
+    `linear` falls evenly, and `cosine` by half a cosine, from `base` at the first step after the warmup to what
+    would be 0 at `total_steps`; `wsd` stays until its decay, over which it falls by 1 - sqrt(x), x from 0 at the
+    decay's first step to what would be 1 at `total_steps`.
 
     Args:
         schedule: The settings of the schedule.
         base: The peak.
         step: The step, counted from 0, below `total_steps`.
-        total_steps: Steps of the whole training; `constant` does not look at it.
+        total_steps: Steps of the whole training; `constant` does not look at it, `wsd` only for its decay.
     """
     match schedule:
         case Constant(warmup_steps=warmup):
             return base * _rise(step, warmup)
-        case Linear():
+        case Linear() | Cosine():
             warmup = schedule.warmup_steps or math.ceil(schedule.warmup_ratio * total_steps)
             if step < warmup:
                 return base * _rise(step, warmup)
-            return base * max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+            left = max(0.0, (total_steps - step) / max(1, total_steps - warmup))
+            return base * (left if isinstance(schedule, Linear) else (1 - math.cos(math.pi * left)) / 2)
+        case Wsd(warmup_steps=warmup):
+            start = decay_start(schedule, total_steps)
+            over = max(0, step - start) / (total_steps - start)
+            return base * _rise(step, warmup) * (1 - math.sqrt(min(1.0, over)))
+
+
+def decay_start(schedule: Wsd, total_steps: int) -> int:
+    """The first step of the decay: up to there a training equals a longer one."""
+    return total_steps - math.ceil(schedule.decay_ratio * total_steps)
 
 
 def _rise(step: int, warmup: int) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Task
+from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Predictions, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.packing import Forward
 
@@ -95,26 +95,13 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class PartialEpoch:
-    """What the steps of an epoch that was interrupted gave, from its first on.
-
-    Attributes:
-        losses: Shape `(steps,)`, on the CPU: of each step the sum of its examples' losses.
-        predictions: One row for each example, in the order in which they were trained on.
-    """
-
-    losses: Tensor
-    predictions: Predictions
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """All that a fresh state needs to continue from an evaluation, or from a step between two of them.
 
     Attributes:
         tensors: Copies on the CPU, flat, as safetensors stores them: `model.<name>` for what training
-            changes, `optimizer.<slot>.<name>` for the optimizer's moments, `partial.<name>` for an epoch that was
-            interrupted.
+            changes, `optimizer.<slot>.<name>` for the optimizer's moments, `pending.<name>` for an epoch that is not
+            over.
         epoch: Epochs trained to their end.
         step: Optimizer steps taken.
         micro_batch: Examples computed at once, at most.
@@ -126,6 +113,39 @@ class Snapshot:
     step: int
     micro_batch: int
     history: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the model said of a micro-batch while it was trained on it, with the right labels."""
+
+    logits: Tensor
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What is known of an epoch that is not over.
+
+    Attributes:
+        losses: Sums over the rows of each step.
+        seen: What the model said of them, as far as that is not in `before`.
+        seconds: Wall time of training so far.
+        before: What it said of the first of them, in the order in which they were trained on: what can be stored.
+    """
+
+    losses: tuple[Tensor, ...] = ()
+    seen: tuple[Seen, ...] = ()
+    seconds: float = 0.0
+    before: Predictions | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a training stands between two of its steps, in memory: others go on from there."""
+
+    snapshot: Snapshot
+    pending: Pending
 
 
 @dataclass
@@ -140,8 +160,8 @@ class LoopState:
         micro_batch: Examples computed at once, at most; halved when memory runs out.
         epoch: Epochs trained to their end.
         step: Optimizer steps taken.
+        pending: What is known of the epoch that it stands in.
         history: All evaluations so far.
-        partial: What the epoch that was interrupted has given, while the state stands in the middle of one.
         predictions: Those of the last evaluation in this process, for each validation row in order.
     """
 
@@ -152,15 +172,22 @@ class LoopState:
     micro_batch: int
     epoch: int = 0
     step: int = 0
+    pending: Pending = field(default_factory=Pending)
     history: list[Evaluation] = field(default_factory=list)
-    partial: PartialEpoch | None = None
     predictions: Predictions | None = None
 
     def state_dict(self) -> Snapshot:
-        """Copies the state; meant for the moment when `fit` has yielded an evaluation, or was interrupted."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.changed.items()}
-        if self.partial is not None:
-            tensors |= _partial_tensors(self.partial)
+        """Copies the state; meant for the moment when `fit` has yielded an evaluation, or after `loop.settle`.
+
+        Raises:
+            ValueError: If it stands within an epoch and is not settled.
+        """
+        if self.pending.seen:
+            raise ValueError(f"step {self.step} lies within an epoch: settle the state before it is copied")
+        return self._snapshot(_pending_tensors(self.pending))
+
+    def _snapshot(self, pending: Mapping[str, Tensor]) -> Snapshot:
+        tensors = {**pending, **{f"model.{name}": tensor for name, tensor in self.changed.items()}}
         for name, parameter in self._optimized():
             for slot, tensor in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{slot}.{name}"] = tensor
@@ -183,8 +210,16 @@ class LoopState:
             tensor.copy_(snapshot.tensors[f"model.{name}"])
         self._load_optimizer(snapshot.tensors)
         self.epoch, self.step, self.micro_batch = snapshot.epoch, snapshot.step, snapshot.micro_batch
-        self.history = list(snapshot.history)
-        self.partial = _partial_epoch(snapshot.tensors)
+        self.history, self.pending = list(snapshot.history), _pending(snapshot.tensors, self.model.device)
+
+    def branch(self) -> Branch:
+        """Copies the state, wherever it stands."""
+        return Branch(self._snapshot({}), self.pending)
+
+    def return_to(self, branch: Branch) -> None:
+        """Continues from where the state was when it branched."""
+        self.load_state_dict(branch.snapshot)
+        self.pending = branch.pending
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         moments: dict[int, dict[str, Tensor]] = {}
@@ -203,20 +238,27 @@ class LoopState:
         return [(names[p], p) for group in self.optimizer.param_groups for p in group["params"]]
 
 
-def _partial_tensors(partial: PartialEpoch) -> dict[str, Tensor]:
-    said = partial.predictions
+def _pending_tensors(pending: Pending) -> dict[str, Tensor]:
+    if pending.before is None:
+        return {}
+    said = pending.before
     arrays = {"values": said.values, "labels": said.labels, "row_losses": said.losses}
     return {
-        "partial.losses": partial.losses,
-        **{f"partial.{name}": torch.from_numpy(array) for name, array in arrays.items()},
+        "pending.losses": torch.stack(pending.losses),
+        "pending.seconds": torch.tensor(pending.seconds, dtype=torch.float64),
+        **{f"pending.{name}": torch.from_numpy(array) for name, array in arrays.items()},
     }
 
 
-def _partial_epoch(tensors: Mapping[str, Tensor]) -> PartialEpoch | None:
-    if "partial.losses" not in tensors:
-        return None
-    values, labels, losses = (tensors[f"partial.{n}"].numpy() for n in ("values", "labels", "row_losses"))
-    return PartialEpoch(tensors["partial.losses"], Predictions(values, labels, losses))
+def _pending(tensors: Mapping[str, Tensor], device: torch.device) -> Pending:
+    if "pending.losses" not in tensors:
+        return Pending()
+    values, labels, losses = (tensors[f"pending.{n}"].numpy() for n in ("values", "labels", "row_losses"))
+    return Pending(
+        losses=tuple(tensors["pending.losses"].to(device)),
+        seconds=tensors["pending.seconds"].item(),
+        before=Predictions(values, labels, losses),
+    )
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:

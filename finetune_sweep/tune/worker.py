@@ -7,7 +7,6 @@ that goes wrong in a trial is raised to Ray Tune, whose verdicts the sweep does 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import socket
 import traceback
@@ -38,7 +37,8 @@ from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation
 from finetune_sweep.trial import Trial, WorkUnit, can_fuse
-from finetune_sweep.tune import fused
+from finetune_sweep.tune.branching import train_branches
+from finetune_sweep.tune.fused import train_together
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
 from finetune_sweep.tune.watch import StopSign, resident_bytes
@@ -125,11 +125,12 @@ def run_unit(
 
 
 def _events(runs: Sequence[_UnitRun], plan: Plan, loaded: Loaded) -> Iterator[tuple[Event, ...]]:
-    longest = [run.assignment.unit.trials[-1] for run in runs]
-    if all(can_fuse(trial, plan.sweep.speed) for trial in longest):
-        yield from fused.train_together(runs, longest, plan, loaded)
+    if can_fuse(runs[0].unit.trials[-1], plan.sweep.speed):
+        yield from train_together(runs, plan, loaded)
+    elif len(runs) > 1:
+        yield from train_branches(runs, loaded)
     else:
-        yield from itertools.chain.from_iterable(run.events() for run in runs)
+        yield from runs[0].events()
 
 
 def _end_open(runs: Sequence[_UnitRun], failure: Failure) -> tuple[Event, ...]:
@@ -156,6 +157,11 @@ class _UnitRun:
         """Nothing is looked up before `events` is asked for."""
         self.stop_sign = StopSign(self.layout.stop)
 
+    @property
+    def unit(self) -> WorkUnit:
+        """The trajectory's trials."""
+        return self.assignment.unit
+
     def started(self) -> UnitStarted:
         """The beginning of the trajectory."""
         unit = self.assignment.unit
@@ -175,7 +181,7 @@ class _UnitRun:
             for evaluation in resumed.snapshot.history:
                 yield self.tell(evaluation)
         is_complete, stored = False, state.step
-        for evaluation in loop.fit(job, state, self.stop_sign.is_up):
+        for evaluation in loop.fit(job, state, is_stopping=self.stop_sign.is_up):
             best = self.note(evaluation, state)
             yield self.tell(evaluation)
             is_complete = evaluation.stopped or evaluation.epoch == job.settings.epochs
@@ -184,6 +190,7 @@ class _UnitRun:
         if is_complete:
             checkpoints.clear()
         elif state.step > stored:
+            loop.settle(job, state)
             checkpoints.write(state.state_dict(), self.best)
 
     def tell(self, evaluation: Evaluation) -> tuple[Event, ...]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_sweep.settings import Constant, Linear, Training
-from finetune_sweep.train.optim import build_optimizer, learning_rate, set_learning_rate
+from finetune_sweep.settings import Constant, Cosine, Linear, LrSchedule, Training, Wsd
+from finetune_sweep.train.optim import build_optimizer, decay_start, learning_rate, set_learning_rate
 
 
 class RMSNorm(nn.Module):
@@ -83,7 +83,7 @@ def test_the_rate_is_set_for_all_groups() -> None:
     assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]
 
 
-def rates(schedule: Constant | Linear, total_steps: int) -> list[float]:
+def rates(schedule: LrSchedule, total_steps: int) -> list[float]:
     return [learning_rate(schedule, 8.0, step, total_steps) for step in range(total_steps)]
 
 
@@ -116,6 +116,43 @@ def test_a_warmup_ratio_is_rounded_up_to_steps() -> None:
 def test_a_warmup_longer_than_the_training_only_rises() -> None:
     assert rates(Linear(type="linear", warmup_steps=8), 3) == [1.0, 2.0, 3.0]
     assert learning_rate(Linear(type="linear", warmup_steps=3), 8.0, 3, 3) == 0.0
+
+
+def test_cosine_falls_by_half_a_cosine() -> None:
+    # left = 1, 3/4, 1/2, 1/4: (1 - cos(pi left)) / 2 = 1, (1 + sqrt(1/2)) / 2, 1/2, (1 - sqrt(1/2)) / 2
+    root = math.sqrt(0.5)
+    expected = [8.0, 4 * (1 + root), 4.0, 4 * (1 - root)]
+    assert rates(Cosine(type="cosine"), 4) == pytest.approx(expected, abs=1e-12)
+    assert learning_rate(Cosine(type="cosine"), 8.0, 4, 4) == 0.0
+    assert rates(Cosine(type="cosine", warmup_steps=2), 6) == pytest.approx(
+        [4.0, 8.0, *expected[:1], *expected[1:]]
+    )
+
+
+def test_wsd_rises_stays_and_falls_by_the_root() -> None:
+    # Ten steps, of which the last four decay: x = 0, 1/4, 1/2, 3/4, and 1 - sqrt(x) = 1, 1/2, 1 - sqrt(1/2), ...
+    schedule = Wsd(type="wsd", warmup_steps=2, decay_ratio=0.4)
+    expected = [4.0, *[8.0] * 5, 8.0, 4.0, 8 * (1 - math.sqrt(0.5)), 8 * (1 - math.sqrt(0.75))]
+    assert decay_start(schedule, 10) == 6
+    assert rates(schedule, 10) == pytest.approx(expected, abs=1e-12)
+    assert learning_rate(schedule, 8.0, 10, 10) == 0.0
+
+
+def test_wsd_is_constant_up_to_its_decay_whatever_the_length() -> None:
+    schedule = Wsd(type="wsd", warmup_steps=3)
+    constant = rates(Constant(type="constant", warmup_steps=3), 20)
+    for total in range(1, 20):
+        start = decay_start(schedule, total)
+        assert start == total - math.ceil(0.2 * total)
+        assert rates(schedule, total)[: start + 1] == constant[: start + 1]
+
+
+@pytest.mark.parametrize(
+    "schedule", [Wsd(type="wsd", warmup_steps=9), Cosine(type="cosine", warmup_ratio=0.9)]
+)
+def test_rates_of_short_trainings_are_finite_and_positive(schedule: LrSchedule) -> None:
+    for total in range(1, 20):
+        assert all(math.isfinite(rate) and 0 < rate <= 8.0 for rate in rates(schedule, total))
 
 
 def test_all_rates_are_finite_and_positive() -> None:

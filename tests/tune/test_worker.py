@@ -346,3 +346,41 @@ def test_a_head_is_trained_again_for_its_checkpoint_to_the_last_digit(
     (written,) = (event.checkpoint for event in events if isinstance(event, CheckpointWritten))
     rebuilt = load_file(tmp_path / "again" / written / CHANGED_TENSORS)
     assert all(rebuilt[name].equal(tensor) for name, tensor in original.items())
+
+
+BRANCHES = "{learning_rate: [1e-2], epochs: [2, 3, 5], lr_schedule: [{type: wsd, decay_ratio: 0.4}]}"
+
+
+def by_trial(events: list[Event], plan: Plan) -> dict[str, list[tuple[int, float, float]]]:
+    told = [event for event in events if isinstance(event, Evaluated)]
+    return {t.key: results([e for e in told if t.key in e.keys]) for t in plan.trials}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 4])
+def test_trials_with_a_trunk_in_common_come_to_what_each_comes_to_alone_also_after_a_cut(
+    cut: int, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(load_sweep(write_sweep(space=BRANCHES)))
+    (unit,) = plan.units
+    alone = [all_of(start(plan, Layout(tmp_path, "one"), Assignment(member))) for member in unit.members]
+    expected = {end.key: replace(end, checkpoint=None) for single in alone for end in ends(single)}
+    layout = Layout(tmp_path, "tiny")
+    monkeypatch.setattr(resume, "PAYS", 0.0)
+    if cut:
+        until_epoch(start(plan, layout), cut)
+
+    events = all_of(start(plan, layout))
+
+    assert [len(member.trials) for member in unit.members] == [1, 1, 1]
+    assert by_trial(events, plan) == {m.name: results(a) for m, a in zip(unit.members, alone, strict=True)}
+    assert {end.key: replace(end, checkpoint=None) for end in ends(events)} == expected
+    for end, single in zip(sorted(ends(events), key=lambda e: e.epochs_done), alone, strict=True):
+        (other,) = ends(single)
+        assert end.checkpoint is not None
+        assert other.checkpoint is not None
+        found, same = (
+            load_file(root / path / CHANGED_TENSORS)
+            for root, path in ((layout.root, end.checkpoint), (tmp_path / "one", other.checkpoint))
+        )
+        assert all(found[name].equal(tensor) for name, tensor in same.items())
+    assert not list(layout.root.glob("trials/*/resume-*"))
