@@ -1,0 +1,166 @@
+"""Which of the finalists wins, and what can be said for it: pure, from their runs on fresh seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Final
+
+from finetune_sweep.selection import Interval, Runs, intervals
+
+_NUMBERS: Final = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that can win.
+
+    Args:
+        name: What tells it from the others.
+        label: What people call it.
+        runs: Of the sweep's metric, on fresh seeds; the same seeds in the same order for all candidates.
+        cost: Of one training, in any unit.
+        scale: Costs are compared only between candidates of one scale, such as those of one pretrained model.
+    """
+
+    name: str
+    label: str
+    runs: Runs
+    cost: float
+    scale: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the finalists came to.
+
+    Args:
+        winner: The name of a candidate; of the baseline if its mean is the highest.
+        difference: The winner's mean minus the baseline's, positive where it is better, and its interval; None
+            without a baseline.
+        beats_baseline: Whether the whole interval is above 0.
+        told_apart: Whether the winner is better than the runner-up beyond doubt.
+        sentence: The same for people.
+        scores: For each candidate, in the order given, its mean and the interval of it.
+    """
+
+    winner: str
+    difference: Interval | None
+    beats_baseline: bool
+    told_apart: bool
+    sentence: str
+    scores: tuple[Interval, ...]
+
+
+def decide(
+    finalists: Sequence[Candidate], baseline: Candidate | None, metric: str, *, higher_is_better: bool
+) -> Verdict:
+    """Chooses the winner.
+
+    The leader has the highest mean. Of the finalists that are not told apart from it, the cheapest wins, the highest
+    mean among the equally cheap; if the leader beats the baseline, it must do so too. The baseline wins only if it
+    leads. All intervals of a question hold together with a probability of 0.95: all pairs of finalists, all finalists
+    against the baseline, the means of all.
+
+    Args:
+        finalists: At least one.
+        baseline: None if it has no runs.
+        metric: For the sentence.
+        higher_is_better: Of the metric.
+    """
+    contest = _Contest(finalists, baseline, higher_is_better=higher_is_better)
+    winner, alike = contest.winner()
+    difference = contest.gains[winner.name] if baseline is not None else None
+    beats = difference is not None and difference.low > 0
+    told_apart = contest.is_told_apart(winner)
+    everyone = [*finalists, *([baseline] if baseline is not None else [])]
+    sentences = [
+        _about_baseline(winner, baseline, difference, metric),
+        _about_others(winner, alike, contest.leader, alone=len(finalists) == 1),
+    ]
+    return Verdict(
+        winner=winner.name,
+        difference=difference,
+        beats_baseline=beats,
+        told_apart=told_apart,
+        sentence=" ".join(filter(None, sentences)),
+        scores=tuple(intervals([candidate.runs for candidate in everyone])),
+    )
+
+
+class _Contest:
+    """The comparisons between candidates; more is better here, whatever the metric."""
+
+    def __init__(
+        self, finalists: Sequence[Candidate], baseline: Candidate | None, *, higher_is_better: bool
+    ) -> None:
+        self.finalists, self.baseline = finalists, baseline
+        self._runs = {c.name: c.runs if higher_is_better else -c.runs for c in finalists}
+        pairs = list(combinations(self._runs, 2))
+        found = intervals([self._runs[first] - self._runs[second] for first, second in pairs])
+        self._pairs = dict(zip(pairs, found, strict=True))
+        self.gains: dict[str, Interval] = {}
+        if baseline is not None:
+            self._runs[baseline.name] = baseline.runs if higher_is_better else -baseline.runs
+            names = [candidate.name for candidate in finalists]
+            against = intervals([self._runs[name] - self._runs[baseline.name] for name in names])
+            self.gains = dict(zip(names, against, strict=True)) | {baseline.name: Interval(0.0, 0.0, 0.0)}
+        self.leader = max(finalists, key=lambda c: (self._mean(c), -c.cost))
+
+    def _mean(self, candidate: Candidate) -> float:
+        return self._runs[candidate.name].mean
+
+    def _beats(self, candidate: Candidate) -> bool:
+        return self.baseline is not None and self.gains[candidate.name].low > 0
+
+    def is_above(self, first: Candidate, second: Candidate) -> bool:
+        """Whether a candidate is better than another beyond doubt."""
+        if self.baseline is not None and second.name == self.baseline.name:
+            return self._beats(first)
+        if self.baseline is not None and first.name == self.baseline.name:
+            return self.gains[second.name].high < 0
+        if (first.name, second.name) in self._pairs:
+            return self._pairs[first.name, second.name].low > 0
+        return self._pairs[second.name, first.name].high < 0
+
+    def winner(self) -> tuple[Candidate, list[Candidate]]:
+        """The winner, and the finalists that it was the cheapest of, best first."""
+        leader = self.leader
+        if self.baseline is not None and self._mean(self.baseline) > self._mean(leader):
+            return self.baseline, [self.baseline]
+        alike = [c for c in self.finalists if c is leader or not self.is_above(leader, c)]
+        eligible = [
+            c for c in alike if c.scale == leader.scale and (self._beats(c) or not self._beats(leader))
+        ]
+        cheapest = min(eligible, key=lambda c: (c.cost, -self._mean(c)))
+        return cheapest, sorted(alike, key=lambda c: -self._mean(c))
+
+    def is_told_apart(self, winner: Candidate) -> bool:
+        """Whether the winner is better, beyond doubt, than the best of the others."""
+        others = [c for c in (*self.finalists, self.baseline) if c is not None and c.name != winner.name]
+        return bool(others) and self.is_above(winner, max(others, key=self._mean))
+
+
+def _about_baseline(winner: Candidate, baseline: Candidate | None, gain: Interval | None, metric: str) -> str:
+    if baseline is None or gain is None:
+        return "There is no baseline to compare with."
+    if winner.name == baseline.name:
+        return f"No configuration beats the baseline: it has the best mean {metric}, and was taken."
+    between = f"{_points(gain.value)} (interval from {_points(gain.low)} to {_points(gain.high)})"
+    if gain.low > 0:
+        return f"{winner.label} beats the baseline by {between} in {metric}."
+    return f"No configuration beats the baseline: the one taken differs by {between} in {metric}."
+
+
+def _about_others(winner: Candidate, alike: Sequence[Candidate], leader: Candidate, *, alone: bool) -> str:
+    if len(alike) < 2:
+        return "" if alone or winner is not leader else "It is told apart from all other finalists."
+    count = _NUMBERS[len(alike)] if len(alike) < len(_NUMBERS) else str(len(alike))
+    is_cheapest = winner is not leader or all(winner.cost < c.cost for c in alike if c is not winner)
+    which = "the cheapest of them" if is_cheapest else "the one with the highest mean"
+    return f"The first {count} cannot be told apart; {which} was taken."
+
+
+def _points(value: float) -> str:
+    return f"{value:+.4f}"
