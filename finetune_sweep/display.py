@@ -168,7 +168,7 @@ class _News:
 
     def lines(self, record: SweepRecord) -> list[_Line]:
         """Lines for what happened since the last call; what an earlier driver did is not news."""
-        trials = record.current()
+        trials = record.all_current()
         fresh = [t for t in trials if (t.done or t.state == "failed") and t.key not in self._ended]
         news = sorted((t.ended or 0, t.key) for t in fresh if (t.ended or 0) >= (record.started or 0))
         earlier = len(self._ended) + len(fresh) - len(news)
@@ -184,7 +184,7 @@ class _News:
 
     def _beginnings(self, record: SweepRecord) -> Iterator[str]:
         """Where trainings began; of the trials that share one, the longest is named."""
-        running = [trial for trial in record.current() if trial.state == "running"]
+        running = [trial for trial in record.all_current() if trial.state == "running"]
         for trial in sorted(running, key=_ended_then_longest):
             if (worker := trial.worker) is None or (worker.node, worker.pid, trial.started) in self._begun:
                 continue
@@ -196,7 +196,7 @@ class _News:
         metric, sign = (
             (record.plan.metric, 1 if record.plan.mode == "max" else -1) if record.plan else ("", 1)
         )
-        for trial in sorted(record.current(), key=_ended_then_longest):
+        for trial in sorted(record.all_current(), key=_ended_then_longest):
             last = trial.evaluations[-1] if trial.evaluations else None
             if last is None or (last.unit, last.epoch) in self._evaluated:
                 continue

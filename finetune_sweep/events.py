@@ -77,7 +77,8 @@ class Suggested:
 class SweepPlanned:
     """What the sweep is now: its task, data, metric, and the trials that can win, in order.
 
-    `precision` and `device` are the resolved ones; `fingerprint` is that of the training and validation data.
+    `precision` and `device` are the resolved ones; `fingerprint` is that of the training and validation data; `search`
+    is the type of the search.
     """
 
     task: str
@@ -88,6 +89,39 @@ class SweepPlanned:
     precision: str
     device: str
     keys: tuple[str, ...]
+    search: str = ""
+
+
+@dataclass(frozen=True)
+class FinalistsPlanned:
+    """The best configurations, which are run again on fresh seeds, and the baseline beside them.
+
+    `candidates` has, by the key of the trial that made each a finalist, the keys of its runs in the order of the seeds;
+    best first, the baseline last. `baseline` is the key under which it stands there; empty if there is none.
+    """
+
+    baseline: str
+    candidates: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the finalists came to.
+
+    `winner` and `baseline` are those of their runs with the median score; of the baseline it is empty if there is none.
+    `difference` and the interval from `low` to `high` are the winner's mean minus the baseline's, positive where it is
+    better. `scores` has `mean`, `spread`, `low` and `high` of each candidate.
+    """
+
+    winner: str
+    baseline: str
+    beats_baseline: bool
+    difference: float | None
+    low: float | None
+    high: float | None
+    told_apart: bool
+    sentence: str
+    scores: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -122,7 +156,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial reached its end. `checkpoint` is a path relative to the sweep's folder."""
+    """A trial reached its end. `checkpoint` is a path relative to the sweep's folder.
+
+    `reused_from` names the sweep of the same storage that trained it, if this one did not.
+    """
 
     key: str
     state: TrialState
@@ -132,6 +169,7 @@ class TrialEnded:
     stopped_early_at: int | None = None
     checkpoint: str | None = None
     failure: Failure | None = None
+    reused_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,7 +220,11 @@ class TestRead:
 
 @dataclass(frozen=True)
 class Promoted:
-    """A trial's weights after an epoch lie in `best/`. `version` is the registry's; empty until it is registered."""
+    """A trial's weights after an epoch lie in `best/`. `version` is the registry's; empty until it is registered.
+
+    `instead_of` is the trial that would have been promoted by the rule, if the user preferred this one. `alias` is the
+    one that the version was given, and `note` says why.
+    """
 
     key: str
     epoch: int
@@ -190,6 +232,9 @@ class Promoted:
     test_metrics: Metrics
     registered_model: str
     version: str
+    instead_of: str = ""
+    alias: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -204,6 +249,8 @@ Event = (
     | TrialPlanned
     | Suggested
     | SweepPlanned
+    | FinalistsPlanned
+    | Decided
     | UnitStarted
     | Evaluated
     | TrialEnded
@@ -223,6 +270,8 @@ EVENTS: Final[Mapping[str, type[Event]]] = {
         TrialPlanned,
         Suggested,
         SweepPlanned,
+        FinalistsPlanned,
+        Decided,
         UnitStarted,
         Evaluated,
         TrialEnded,
@@ -269,4 +318,6 @@ def decode(line: bytes) -> Entry:
         body["failure"] = Failure(**failure)
     if "keys" in body:
         body["keys"] = tuple(body["keys"])
+    if "candidates" in body:
+        body["candidates"] = {name: tuple(keys) for name, keys in body["candidates"].items()}
     return Entry(moment, kind(**body))

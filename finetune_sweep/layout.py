@@ -26,6 +26,8 @@ from finetune_sweep.errors import StorageError, SweepLocked, UserError
 MANIFEST: Final = "manifest.json"
 CHANGED_TENSORS: Final = "changed.safetensors"
 """The file in a trial's checkpoint."""
+VALIDATION_PREDICTIONS: Final = "validation.npz"
+"""The file in the folder of a run's predictions."""
 _BLOCK_BYTES: Final = 1 << 20
 _LOCK_ATTEMPTS: Final = 3
 _LOCK_PAUSE_S: Final = 0.05
@@ -94,6 +96,10 @@ class Layout:
     def checkpoint(self, key: str, epoch: int) -> Path:
         """The checkpoint of a trial after an epoch, counted from 1."""
         return self.trial(key) / f"epoch-{epoch:04d}"
+
+    def predictions(self, key: str, epoch: int) -> Path:
+        """What the model of a finalist's run said of each validation row after an epoch."""
+        return self.root / "predictions" / key / f"epoch-{epoch:04d}"
 
 
 def parse_storage(reference: str) -> Path:

@@ -53,13 +53,18 @@ class Plan:
     trials: tuple[Trial, ...]
     merged: int
 
-    def trial(self, config: Config) -> Trial:
+    def trial(self, config: Config, seed: int | None = None) -> Trial:
         """The trial that a configuration of the space is.
+
+        Args:
+            config: What differs from the sweep's fixed settings.
+            seed: None for the sweep's.
 
         Raises:
             UserError: If its values do not go together.
         """
         sweep = self.sweep
+        seed = sweep.seed if seed is None else seed
         model = str(config.get("model", sweep.model))
         max_length = int(str(config.get("data.max_length", sweep.data.max_length)))
         training = training_of(sweep, config)
@@ -73,10 +78,10 @@ class Plan:
             max_length,
             training,
             depth,
-            sweep.seed,
+            seed,
             sweep.metric.name,
         )
-        return Trial(identity.key(), config, model, max_length, training, depth, sweep.seed)
+        return Trial(identity.key(), config, model, max_length, training, depth, seed)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
@@ -98,6 +103,7 @@ class Plan:
             self.precision,
             self.device,
             keys,
+            self.sweep.search.type,
         )
 
 

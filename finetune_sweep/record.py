@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from finetune_sweep.events import (
     CheckpointRemoved,
     CheckpointWritten,
+    Decided,
     Entry,
     Evaluated,
+    FinalistsPlanned,
     Metrics,
     Promoted,
     SessionEnded,
@@ -25,6 +28,8 @@ from finetune_sweep.events import (
     UnitStarted,
     WorkerInfo,
 )
+
+Stage = Literal["search", "finalist", "baseline"]
 
 
 @dataclass
@@ -122,11 +127,14 @@ class SweepRecord:
     """A sweep as the journal tells it.
 
     `trials` holds every trial that was ever part of it, also those that an edited file no longer contains;
-    `plan.keys` names the present ones.
+    `plan.keys` names the present ones of the search, `finalists` those that run the best of them again. What the
+    finalists came to is forgotten where the search has changed since.
     """
 
     trials: dict[str, TrialRecord] = field(default_factory=dict)
     plan: SweepPlanned | None = None
+    finalists: FinalistsPlanned | None = None
+    decided: Decided | None = None
     promoted: Promoted | None = None
     suggestions: list[Suggested] = field(default_factory=list)
     test_reads: list[TestRead] = field(default_factory=list)
@@ -142,10 +150,8 @@ class SweepRecord:
         match entry.event:
             case SessionStarted() | SessionEnded():
                 self._apply_to_session(entry.event, entry.time)
-            case SweepPlanned() as event:
-                self.plan = event
-                for trial in self.trials.values():
-                    trial.rate(event)
+            case SweepPlanned() | FinalistsPlanned() | Decided():
+                self._apply_to_plan(entry.event)
             case TrialPlanned() as event:
                 self.trials.setdefault(event.key, TrialRecord(event))
             case Suggested() as event:
@@ -158,6 +164,21 @@ class SweepRecord:
                 self.promoted = event
             case _:
                 self._apply_to_trials(entry)
+
+    def _apply_to_plan(self, event: SweepPlanned | FinalistsPlanned | Decided) -> None:
+        """What finalists came to holds for the trials and the metric that they were chosen by."""
+        match event:
+            case SweepPlanned():
+                if self.plan is not None and _contest(self.plan) != _contest(event):
+                    self.finalists = self.decided = None
+                self.plan = event
+                for trial in self.trials.values():
+                    trial.rate(event)
+            case FinalistsPlanned():
+                if event != self.finalists:
+                    self.finalists, self.decided = event, None
+            case Decided():
+                self.decided = event
 
     def _apply_to_session(self, event: SessionStarted | SessionEnded, moment: float) -> None:
         """What was running when a driver left, or when the next one came, is not running any more."""
@@ -186,17 +207,38 @@ class SweepRecord:
         self.suggestions.append(event)
         if self.plan is not None and event.key not in self.plan.keys:
             self.plan = dataclasses.replace(self.plan, keys=(*self.plan.keys, event.key))
+            self.finalists = self.decided = None
 
     def current(self) -> list[TrialRecord]:
-        """The trials that can win, in the order of the plan."""
+        """The trials of the search that can win, in the order of the plan."""
         return (
             [self.trials[key] for key in self.plan.keys if key in self.trials]
             if self.plan is not None
             else []
         )
 
+    def runs(self) -> dict[str, list[TrialRecord]]:
+        """The runs of each finalist on fresh seeds, best finalist first, the baseline last."""
+        if self.finalists is None:
+            return {}
+        candidates = self.finalists.candidates.items()
+        return {name: [self.trials[key] for key in keys if key in self.trials] for name, keys in candidates}
+
+    def all_current(self) -> list[TrialRecord]:
+        """The trials of the search, and after them the finalists' runs, each once."""
+        runs = [trial for group in self.runs().values() for trial in group]
+        return list({trial.key: trial for trial in (*self.current(), *runs)}.values())
+
+    def stage(self, key: str) -> Stage:
+        """For what a trial is run: the search, a finalist, the baseline."""
+        if self.finalists is not None:
+            for name, keys in self.finalists.candidates.items():
+                if key in keys:
+                    return "baseline" if name == self.finalists.baseline else "finalist"
+        return "search"
+
     def ranking(self) -> list[TrialRecord]:
-        """The finished trials that can win, best first; ties go to the fewest epochs, then the plan's order."""
+        """The finished trials of the search, best first; ties go to the fewest epochs, then the plan's order."""
         if self.plan is None:
             return []
         sign = -1.0 if self.plan.mode == "max" else 1.0
@@ -205,10 +247,50 @@ class SweepRecord:
             trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))
         ]
 
+    def median(self, runs: Sequence[TrialRecord]) -> TrialRecord | None:
+        """The run with the median score, of an even number the worse of the two; None unless all are finished."""
+        scored = [(trial.score, trial) for trial in runs if trial.score is not None]
+        if self.plan is None or not scored or len(scored) < len(runs):
+            return None
+        scored.sort(key=lambda pair: pair[0], reverse=self.plan.mode == "min")
+        return scored[(len(scored) - 1) // 2][1]
+
+    def promotable(self, count: int) -> list[TrialRecord]:
+        """The trials whose checkpoints may still be asked for: the best of the search, and finalists' runs.
+
+        Args:
+            count: How many of the search.
+        """
+        kept = self.ranking()[:count]
+        for runs in self.runs().values():
+            median = self.median(runs)
+            kept += runs if median is None else [median]
+        if self.decided is not None and (winner := self.trials.get(self.decided.winner)) is not None:
+            kept = [*self.ranking()[:count], winner]
+        return kept
+
     def best(self) -> TrialRecord | None:
-        """The best trial so far."""
+        """The best trial of the search so far."""
         ranking = self.ranking()
         return ranking[0] if ranking else None
+
+
+def measured(trials: Iterable[TrialRecord]) -> dict[tuple[str, int], float]:
+    """Seconds of every evaluated epoch, by work unit and epoch: what several trials share is there once.
+
+    What another sweep trained is left out.
+    """
+    return {
+        (evaluation.unit, evaluation.epoch): evaluation.train_seconds + evaluation.eval_seconds
+        for trial in trials
+        if trial.end is None or not trial.end.reused_from
+        for evaluation in trial.evaluations
+    }
+
+
+def _contest(plan: SweepPlanned) -> tuple[object, ...]:
+    """What decides who the finalists are, and how they are compared."""
+    return set(plan.keys), plan.fingerprint, plan.metric, plan.mode, plan.epoch
 
 
 def replay(entries: Iterable[Entry]) -> SweepRecord:

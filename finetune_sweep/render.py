@@ -50,7 +50,8 @@ def render_table(report: SweepReport) -> RenderableType:
         parts.append(_Fitting(_wide_table(report, trials), _narrow_table(report, trials)))
     if report.best is not None:
         parts.append(Text(f"{_BEST} the best so far" if report.state == "running" else f"{_BEST} the best"))
-    if dropped := len(report.trials) - len(trials):
+    parts += _finalists(report)
+    if dropped := len(report.trials) - len(report.current):
         parts.append(
             Text(f"{_count(dropped, 'trial')} no longer in the sweep file; --json lists them", "dim")
         )
@@ -120,6 +121,11 @@ def render_result(report: SweepReport, places: Mapping[str, Path | str]) -> Rend
         lines.append(("test", _metrics(promoted.test_metrics) or "not read; the model card says why"))
         if promoted.version:
             lines.append(("registered", f"{promoted.registered_model} version {promoted.version}"))
+        if promoted.note:
+            lines.append((promoted.alias, promoted.note))
+        if promoted.instead_of:
+            chosen = f"--trial chose it over {promoted.instead_of}; `promote` without it goes back"
+            lines.append(("preferred", chosen))
     lines += [
         (name, str(place.absolute() if isinstance(place, Path) else place)) for name, place in places.items()
     ]
@@ -136,7 +142,7 @@ def format_seconds(seconds: float) -> str:
 
 def _ranked(report: SweepReport) -> list[TrialReport]:
     ranks = {key: rank for rank, key in enumerate(report.ranking)}
-    return sorted(report.current, key=lambda trial: ranks.get(trial.key, len(ranks)))
+    return sorted(report.searched, key=lambda trial: ranks.get(trial.key, len(ranks)))
 
 
 def _headline(report: SweepReport, seconds_left: float | None) -> Text:
@@ -169,6 +175,34 @@ def _wide_table(report: SweepReport, trials: Sequence[TrialReport]) -> Table:
             style="bold" if report.best is not None and trial.key == report.best.key else None,
         )
     return table
+
+
+def _finalists(report: SweepReport) -> list[RenderableType]:
+    """The configurations that were run on fresh seeds, and what came of it."""
+    if not report.finalists:
+        return []
+    decided = report.decided
+    scores = decided.scores if decided is not None else {}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", "on fresh seeds", "runs", f"mean {report.metric}", "spread", "interval"):
+        table.add_column(Text(name), justify="left" if name in {"", "on fresh seeds"} else "right")
+    for name, keys in report.finalists.items():
+        runs = [report.trial(key) for key in keys]
+        is_taken = decided is not None and decided.winner in keys
+        values = scores.get(name)
+        numbers = (
+            ("", "", "")
+            if values is None
+            else (
+                f"{values['mean']:.4f}",
+                f"{values['spread']:.4f}",
+                f"{values['low']:.4f} to {values['high']:.4f}",
+            )
+        )
+        label = runs[0].label.rpartition(" seed=")[0]
+        ended = f"{sum(run.ended for run in runs)}/{len(runs)}"
+        table.add_row(Text(_BEST if is_taken else ""), Text(label), ended, *numbers)
+    return [table, *([Text(decided.sentence, "bold")] if decided is not None else [])]
 
 
 def _narrow_table(report: SweepReport, trials: Sequence[TrialReport]) -> Group:

@@ -5,15 +5,17 @@ Everything is derived from the journal's record alone; nothing here prints.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from finetune_sweep.events import Failure, Promoted, TrialState
-from finetune_sweep.record import SweepRecord, TrialRecord
-from finetune_sweep.space import canonical
+from finetune_sweep.events import Decided, Failure, Promoted, TrialState
+from finetune_sweep.record import Stage, SweepRecord, TrialRecord, measured
+from finetune_sweep.selection import expected_best
+from finetune_sweep.trial import trajectory
 from finetune_sweep.yamlio import Value
 
 SweepState = Literal["planned", "running", "interrupted", "failed", "finished"]
@@ -39,6 +41,8 @@ class TrialReport:
         seconds: Of training and evaluating, as if it had not shared them.
         checkpoint: Relative to the sweep's folder.
         current: Whether the sweep still contains it.
+        stage: What it was trained for: the search, a finalist on a fresh seed, the baseline.
+        reused_from: The sweep that trained it, if it was not this one.
     """
 
     key: str
@@ -58,6 +62,8 @@ class TrialReport:
     checkpoint: str | None
     mlflow_run_id: str | None
     current: bool
+    stage: Stage = "search"
+    reused_from: str = ""
 
     @property
     def ended(self) -> bool:
@@ -76,7 +82,10 @@ class TrialReport:
             "best_epoch": self.best_epoch,
             "attempts": self.attempts,
             "mlflow_run_id": self.mlflow_run_id,
+            "stage": self.stage,
         }
+        if self.reused_from:
+            content["reused_from"] = self.reused_from
         return content if self.current else {**content, "current": False}
 
 
@@ -86,8 +95,12 @@ class SweepReport:
 
     Attributes:
         metric: The name of the metric; empty before the sweep was planned.
-        trials: Those that can win, in the order of the plan, then those that an edited file dropped.
-        ranking: The keys of the finished trials that can win, best first.
+        trials: Those of the search, in the order of the plan, then the finalists' runs, then those that an edited
+            file dropped.
+        ranking: The keys of the finished trials of the search, best first.
+        finalists: Each finalist with the keys of its runs, best first, the baseline last.
+        decided: What the finalists came to.
+        expected_best: By a random search, the expected best score of 1, 2, ... trials.
         promoted: What lies in `best/`.
         train_seconds: Spent on training and evaluating, by all workers together; shared training counts once.
         seconds_left: Until the last trial ends, by estimate; None when nothing runs or was measured.
@@ -101,10 +114,18 @@ class SweepReport:
     promoted: Promoted | None
     train_seconds: float
     seconds_left: float | None
+    finalists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    decided: Decided | None = None
+    expected_best: tuple[float, ...] = ()
+
+    @property
+    def searched(self) -> tuple[TrialReport, ...]:
+        """The trials of the search that can win."""
+        return tuple(trial for trial in self.current if trial.stage == "search")
 
     @property
     def current(self) -> tuple[TrialReport, ...]:
-        """The trials that can win."""
+        """The trials of the search that can win, and the finalists' runs."""
         return tuple(trial for trial in self.trials if trial.current)
 
     @property
@@ -125,7 +146,7 @@ class SweepReport:
     @property
     def dimensions(self) -> tuple[str, ...]:
         """The searched settings, in the order of the space."""
-        return tuple(dict.fromkeys(name for trial in self.current for name in trial.config))
+        return tuple(dict.fromkeys(name for trial in self.searched for name in trial.config))
 
     def trial(self, key: str) -> TrialReport:
         """The trial with this key.
@@ -141,7 +162,29 @@ class SweepReport:
         if (winner := self.best) is not None:
             best = {**winner.to_json(), "score": winner.score}
         trials: list[Value] = [trial.to_json() for trial in self.trials]
-        return {"sweep": self.sweep, "state": self.state, "trials": trials, "best": best}
+        content: dict[str, Value] = {
+            "sweep": self.sweep,
+            "state": self.state,
+            "trials": trials,
+            "best": best,
+            "verdict": verdict_json(self.decided) if self.decided is not None else None,
+        }
+        return content | ({"expected_best": list(self.expected_best)} if self.expected_best else {})
+
+
+def verdict_json(decided: Decided) -> dict[str, Value]:
+    """The verdict in `status --json` and beside the promoted model."""
+    scores: dict[str, Value] = {name: dict(values) for name, values in decided.scores.items()}
+    return {
+        "winner": decided.winner,
+        "baseline": decided.baseline or None,
+        "beats_baseline": decided.beats_baseline,
+        "difference": decided.difference,
+        "interval": None if decided.difference is None else [decided.low, decided.high],
+        "told_apart_from_runner_up": decided.told_apart,
+        "sentence": decided.sentence,
+        "finalists": scores,
+    }
 
 
 def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None = None) -> SweepReport:  # noqa: FBT001 - named at its one call
@@ -153,9 +196,12 @@ def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None
         locked: Whether a living driver holds the sweep.
         slots: Work units trained at once, for the time left; by default those that run now.
     """
-    trajectories = _trajectories(record.current())
+    trajectories = _trajectories(record.all_current())
     longest = {trial.key: group[-1].key for group in trajectories for trial in group}
-    kept = [_trial(trial, longest[trial.key], current=True) for trial in record.current()]
+    kept = [
+        dataclasses.replace(_trial(t, longest[t.key], current=True), stage=record.stage(t.key))
+        for t in record.all_current()
+    ]
     gone = [_trial(t, t.key, current=False) for key, t in record.trials.items() if key not in longest]
     return SweepReport(
         sweep=sweep_name,
@@ -164,9 +210,19 @@ def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None
         trials=(*kept, *gone),
         ranking=tuple(trial.key for trial in record.ranking()),
         promoted=record.promoted,
-        train_seconds=sum(_measured(record.trials.values()).values()),
+        train_seconds=sum(measured(record.trials.values()).values()),
         seconds_left=_seconds_left(trajectories, slots) if locked else None,
+        finalists=dict(record.finalists.candidates) if record.finalists is not None else {},
+        decided=record.decided,
+        expected_best=_expected_best(record),
     )
+
+
+def _expected_best(record: SweepRecord) -> tuple[float, ...]:
+    if record.plan is None or record.plan.search != "random":
+        return ()
+    scores = [trial.score for trial in record.ranking() if trial.score is not None]
+    return tuple(expected_best(scores, higher_is_better=record.plan.mode == "max"))
 
 
 def _trial(trial: TrialRecord, trajectory: str, *, current: bool) -> TrialReport:
@@ -185,16 +241,17 @@ def _trial(trial: TrialRecord, trajectory: str, *, current: bool) -> TrialReport
         score=trial.score,
         best_epoch=trial.best_epoch,
         attempts=trial.attempts,
-        seconds=sum(_measured([trial]).values()),
+        seconds=sum(measured([trial]).values()),
         failure=end.failure if end is not None else None,
         checkpoint=trial.checkpoint,
         mlflow_run_id=trial.mlflow_run_id,
         current=current,
+        reused_from=end.reused_from if end is not None else "",
     )
 
 
 def _state(record: SweepRecord, *, locked: bool) -> SweepState:
-    trials = record.current()
+    trials = record.all_current()
     if locked:
         return "running"
     if not any(trial.attempts or trial.end is not None for trial in trials):
@@ -208,15 +265,10 @@ def _state(record: SweepRecord, *, locked: bool) -> SweepState:
 
 
 def _trajectories(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
-    """Trials that share their training, by epochs: with a constant schedule, those equal but for `epochs`."""
+    """Trials that share their training, by epochs."""
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
-        settings = dict(trial.planned.params)
-        name = trial.key
-        if settings.get("lr_schedule.type") == "constant":
-            del settings["epochs"]
-            name = canonical(settings)
-        groups.setdefault(name, []).append(trial)
+        groups.setdefault(trajectory(trial.key, trial.planned.params), []).append(trial)
     return [sorted(group, key=_epochs) for group in groups.values()]
 
 
@@ -224,18 +276,9 @@ def _epochs(trial: TrialRecord) -> int:
     return int(str(trial.planned.params["epochs"]))
 
 
-def _measured(trials: Iterable[TrialRecord]) -> dict[tuple[str, int], float]:
-    """Seconds of every evaluated epoch, by work unit and epoch: what several trials share is there once."""
-    return {
-        (evaluation.unit, evaluation.epoch): evaluation.train_seconds + evaluation.eval_seconds
-        for trial in trials
-        for evaluation in trial.evaluations
-    }
-
-
 def _seconds_left(trajectories: Sequence[Sequence[TrialRecord]], slots: int | None) -> float | None:
     """Mean seconds of an epoch times the epochs left, over the slots; at least the longest trajectory."""
-    seconds = _measured(trial for group in trajectories for trial in group).values()
+    seconds = measured(trial for group in trajectories for trial in group).values()
     left = [_epochs_left(group) for group in trajectories]
     running = sum(any(trial.state == "running" for trial in group) for group in trajectories)
     slots = slots or running

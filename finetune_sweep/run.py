@@ -10,24 +10,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from finetune_sweep import disk, display, promote, registry, report, yamlio
+from finetune_sweep import disk, display, finalists, promote, registry, report, resolved, siblings
+from finetune_sweep.assembly import evaluate_folder
 from finetune_sweep.errors import Interrupted, SweepError, TrackingError, UserError
-from finetune_sweep.events import SessionEnded
+from finetune_sweep.events import SessionEnded, TrialEnded
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, write_atomic
+from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder
 from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
-from finetune_sweep.plan import Plan, make_plan, models, remaining
+from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.render import render_result, render_table
-from finetune_sweep.space import Choice, Domain
 from finetune_sweep.spec import Sweep
 from finetune_sweep.tracking import Mirror
 
 if TYPE_CHECKING:
     from finetune_sweep.tune.driver import Driver
     from finetune_sweep.tune.engine import Engine
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INTERRUPTED: Final = 130
 """The exit code of a session that a signal ended."""
@@ -52,12 +55,13 @@ class Session:
         self.journal.append(*self.mirror.collect())
         self.display.update(self.journal.record)
 
-    def driver(self) -> Driver:
-        """What trains the plan as it is now."""
+    def driver(self, plan: Plan | None = None, *, finals: bool = False) -> Driver:
+        """What trains the plan as it is now, or another one: that of the finalists' runs."""
         from finetune_sweep.tune.driver import Driver
 
+        stop = self.signals.is_stopping
         return Driver(
-            self.plan, self.layout, self.journal, self.engine, self.on_change, self.signals.is_stopping
+            plan or self.plan, self.layout, self.journal, self.engine, self.on_change, stop, finals=finals
         )
 
 
@@ -121,7 +125,8 @@ def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
 
     def steps(session: Session) -> int:
         _train(session)
-        _promote(session, promote.Options(command=command))
+        _choose(session)
+        _promote(session, promote.Options(command=command, keep=True))
         return 1 if _failed(session) else 0
 
     return _drive(sweep, address, steps)
@@ -236,7 +241,7 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
 def _open(session: Session) -> None:
     recover_folder(session.layout.best)
     session.journal.append(*session.plan.events())
-    _write_lock_file(session.plan, session.layout)
+    resolved.write(session.plan, session.layout)
     session.mirror.start()
 
 
@@ -260,43 +265,6 @@ def _refuse_another(plan: Plan, record: SweepRecord, layout: Layout) -> None:
             )
 
 
-def _write_lock_file(plan: Plan, layout: Layout) -> None:
-    """Records what the results depend on beside the settings of each trial."""
-    from finetune_sweep.train import hardware
-
-    content: dict[str, yamlio.Value] = {
-        "sweep": {**plan.sweep.model_dump(mode="json", exclude={"space"}), "tracking": _tracking(plan.sweep)},
-        "space": {d.name: _domain(d.domain) for d in plan.sweep.space.dimensions},
-        "data": {"fingerprint": plan.fingerprint, "rows": dict(plan.rows)},
-        "models": {model: _model(model, plan) for model in models(plan.sweep)},
-        "device": plan.device,
-        "precision": plan.precision,
-        "machine": dict(hardware.describe()),
-    }
-    write_atomic(layout.resolved, yamlio.dump(content).encode())
-
-
-def _model(model: str, plan: Plan) -> yamlio.Value:
-    """What a model was: its content, and for one of the hub the commit that it came from."""
-    from finetune_sweep.train import weights
-
-    content: dict[str, yamlio.Value] = {"fingerprint": plan.models[model]}
-    if model.startswith("hub:"):
-        content["revision"] = weights.locate(model, Path(), Path(plan.sweep.cache or "")).name
-    return content
-
-
-def _tracking(sweep: Sweep) -> yamlio.Value:
-    return {**sweep.tracking.model_dump(), "uri": printable_uri(sweep.tracking.uri)}
-
-
-def _domain(domain: Domain) -> yamlio.Value:
-    """A domain as it can be written in a file."""
-    if isinstance(domain, Choice):
-        return list(domain.values)
-    return {name: value for name, value in dataclasses.asdict(domain).items() if value is not None}
-
-
 @contextlib.contextmanager
 def _signals() -> Iterator[Signals]:
     """Collects the signals that ask to stop."""
@@ -315,6 +283,7 @@ def _signals() -> Iterator[Signals]:
 
 def _train(session: Session) -> None:
     plan, engine, driver = session.plan, session.engine, session.driver()
+    _take_over(session, plan)
     missing = sum(len(unit.trials) for unit in remaining(plan, session.journal.record, {})) + driver.unasked()
     if not missing:
         session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
@@ -327,6 +296,46 @@ def _train(session: Session) -> None:
     session.plan = driver.plan
 
 
+def _take_over(session: Session, plan: Plan) -> None:
+    """Takes the results of trials that another sweep of the storage has trained."""
+    record = session.journal.record
+    missing = [trial.key for unit in remaining(plan, record, {}) for trial in unit.trials]
+    events = siblings.taken_over(missing, record, session.layout)
+    origins = {event.key: event.reused_from for event in events if isinstance(event, TrialEnded)}
+    if origins:
+        session.journal.append(*events)
+        names = ", ".join(sorted(set(origins.values())))
+        session.display.note(f"{len(origins)} trials were trained before, by the sweep {names}")
+
+
+def _choose(session: Session) -> None:
+    """Runs the best configurations and the baseline on fresh seeds, and notes who won; nothing if that is done."""
+    plan, journal, layout = session.plan, session.journal, session.layout
+    event, planned = finalists.plan_finalists(plan, journal.record)
+    if event != (journal.record.finalists or finalists.NONE):
+        journal.append(*planned, event)
+    if not event.candidates:
+        return
+    final = dataclasses.replace(plan, trials=finalists.final_runs(plan, journal.record))
+    _take_over(session, final)
+    driver = session.driver(final, finals=True)
+    missing = sum(len(unit.trials) for unit in remaining(final, journal.record, {}))
+    if missing:
+        session.display.note(
+            f"{missing} runs on fresh seeds: {len(event.candidates) - 1} finalists and the baseline"
+        )
+        driver.train()
+    for key in finalists.without_predictions(journal.record, layout):
+        siblings.copied(journal.record.trials[key], layout)
+    for key in finalists.without_predictions(journal.record, layout):
+        driver.train_again(key)
+    with session.signals.raised():
+        decided = finalists.conclude(plan, journal.record, layout)
+    if decided is not None and decided != journal.record.decided:
+        journal.append(decided)
+    driver.retain()
+
+
 def _promote(session: Session, options: promote.Options) -> None:
     """Puts the winner into `best/` and into the registry, unless it is there."""
     session.on_change()
@@ -335,9 +344,11 @@ def _promote(session: Session, options: promote.Options) -> None:
     winner = promote.pending(session.plan, session.journal, session.layout, options)
     if winner is not None:
         session.display.note(f"promoting {winner.planned.label}")
-        session.driver().ensure_checkpoint(winner.key)
+        final = finalists.final_runs(session.plan, session.journal.record)
+        plan = dataclasses.replace(session.plan, trials=(*session.plan.trials, *final))
+        session.driver(plan).ensure_checkpoint(winner.key)
     with session.signals.raised():
-        promote.promote(session.plan, session.journal, session.layout, session.engine.fresh, options)
+        promote.promote(session.plan, session.journal, session.layout, _processes(session.engine), options)
         if options.dry_run:
             session.display.note(
                 "the winner gives its recorded metrics again; nothing was changed (--dry-run)"
@@ -348,6 +359,16 @@ def _promote(session: Session, options: promote.Options) -> None:
         registry.register(session.plan, session.journal, session.layout)
 
 
+def _processes(engine: Engine) -> promote.Fresh:
+    """A fresh process for each step of a promotion; both evaluations may share one that did nothing else."""
+
+    def fresh(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        run_in = engine.fresh_once if function is evaluate_folder else engine.fresh
+        return run_in(function, *args, **kwargs)
+
+    return fresh
+
+
 def _nothing_finished(session: Session) -> str:
     ends = [trial.end for trial in session.journal.record.current() if trial.end is not None]
     reasons = dict.fromkeys(end.failure.message for end in ends if end.failure is not None)
@@ -355,7 +376,7 @@ def _nothing_finished(session: Session) -> str:
 
 
 def _failed(session: Session) -> bool:
-    return any(trial.state == "failed" for trial in session.journal.record.current())
+    return any(trial.state == "failed" for trial in session.journal.record.all_current())
 
 
 def _show_result(session: Session) -> None:

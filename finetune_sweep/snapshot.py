@@ -15,6 +15,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.events import (
     Entry,
     Evaluated,
+    FinalistsPlanned,
     SessionEnded,
     SessionStarted,
     SweepPlanned,
@@ -153,6 +154,8 @@ def _trial_tags(trial: TrialRecord, points: Iterable[Point]) -> dict[str, str]:
         tags |= {TAG + "failure": trial.end.failure.kind, TAG + "failure_message": trial.end.failure.message}
     if trial.end is not None and trial.end.stopped_early_at is not None:
         tags[TAG + "stopped_early_at"] = str(trial.end.stopped_early_at)
+    if trial.end is not None and trial.end.reused_from:
+        tags[TAG + "reused_from"] = trial.end.reused_from
     odd = [f"{p.name}={p.value} at {p.step}" for p in points if not math.isfinite(p.value)]
     return tags | ({TAG + "not_finite": ", ".join(odd)} if odd else {})
 
@@ -194,6 +197,8 @@ class View:
                 self._current = frozenset(entry.event.keys)
                 self._note_progress(entry.time)
                 keys = ("", *self.record.trials)
+            case FinalistsPlanned():
+                keys = ("", *self.record.trials)
             case SessionStarted() | SessionEnded():
                 self._ended = entry.time if isinstance(entry.event, SessionEnded) else None
                 keys = ("", *self.record.trials)
@@ -204,7 +209,8 @@ class View:
     def _note_progress(self, moment: float) -> None:
         """Adds the sweep's own metrics where they have changed, so that a session without news adds none."""
         trials = self.record.current()
-        states = [trial.state for trial in trials]
+        runs = self.record.all_current()
+        states = [trial.state for trial in runs]
         values: dict[str, float] = {
             "trials_finished": states.count("finished") + states.count("stopped"),
             "trials_failed": states.count("failed") + states.count("diverged"),
@@ -239,8 +245,9 @@ class View:
         found = trial_snapshot(self.record.trials[key], self._param_names)
         if found is None:
             return None
-        is_current = key in self._current
-        tags = {**self._identity(), **found.tags, TAG + "current": _text(is_current)}
+        stage = self.record.stage(key)
+        is_current = key in self._current or stage != "search"
+        tags = {**self._identity(), **found.tags, TAG + "current": _text(is_current), TAG + "stage": stage}
         return dataclasses.replace(found, tags=tags, data=self._data(plan) if is_current else None)
 
     def _identity(self) -> dict[str, str]:
@@ -258,6 +265,8 @@ class View:
         if (champion := self.record.promoted) is not None:
             tags |= {TAG + "champion": champion.key, TAG + "registered_model": champion.registered_model}
             tags |= {TAG + "registered_version": champion.version}
+        if (decided := self.record.decided) is not None:
+            tags |= {TAG + "verdict": decided.sentence, TAG + "beats_baseline": _text(decided.beats_baseline)}
         return Snapshot(
             name=self._sweep.name,
             status=status,

@@ -184,8 +184,11 @@ def _metric(value: object) -> object:
 class Selection(Model):
     """How the winner is chosen among the trials."""
 
-    finalists: Literal[0] = Field(0, json_schema_extra=NOT_IN_KEY)
-    """Configurations that are run again on fresh seeds; 0 takes the best trial as it is."""
+    finalists: int = Field(0, ge=0, le=100, json_schema_extra=NOT_IN_KEY)
+    """So many of the best configurations are run again on fresh seeds, and a baseline beside them; the winner is chosen
+    by its mean over these. 0 takes the best trial as it is."""
+    seeds: int = Field(3, ge=1, le=100, json_schema_extra=NOT_IN_KEY)
+    """How many fresh seeds each of them is run on."""
 
 
 class Resources(Model):

@@ -302,6 +302,7 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
         "search: {type: grid}",
         _metric_line(Counter(train["label"])),
         f"training: {{lr_schedule: {{type: constant, warmup_steps: {min(20, len(train) // 16)}}}}}",
+        _line("selection: {finalists: 3, seeds: 3}", "the best few again, beside a baseline, on fresh seeds"),
         _line("resources_per_trial: {cpu: 1}", "gpu: 1 gives each trial a GPU"),
     ]
     return "\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -143,15 +143,20 @@ def _text(value: Value) -> str:
 
 
 def work_units(trials: Iterable[Trial]) -> list[WorkUnit]:
-    """Groups trials into trajectories: with a constant schedule, those that differ only in `epochs`."""
+    """Groups trials into trajectories."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        groups.setdefault(_trajectory(trial), []).append(trial)
+        groups.setdefault(trajectory(trial.key, trial.params()), []).append(trial)
     return [WorkUnit(tuple(sorted(group, key=lambda trial: trial.epochs))) for group in groups.values()]
 
 
-def _trajectory(trial: Trial) -> str:
-    if trial.training.lr_schedule.type != "constant":
-        return trial.key
-    settings = trial.training.model_dump(exclude={"epochs"})
-    return canonical({**settings, "model": trial.model, "max_length": trial.max_length, "depth": trial.depth})
+def trajectory(key: str, params: Mapping[str, Value]) -> str:
+    """The training that a trial belongs to: with a constant schedule, those share one that differ only in `epochs`.
+
+    Args:
+        key: Of the trial.
+        params: All of its settings, as `Trial.params` names them.
+    """
+    if params.get("lr_schedule.type") != "constant":
+        return key
+    return canonical({name: value for name, value in params.items() if name != "epochs"})

@@ -53,7 +53,26 @@ values: st.SearchStrategy[Value] = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=5,
 )
-texts = {"label", "unit", "host", "version", "task", "fingerprint", "metric", "precision", "device", "run_id"}
+texts = {
+    "alias",
+    "note",
+    "reused_from",
+    "search",
+    "baseline",
+    "winner",
+    "sentence",
+    "instead_of",
+    "label",
+    "unit",
+    "host",
+    "version",
+    "task",
+    "fingerprint",
+    "metric",
+    "precision",
+    "device",
+    "run_id",
+}
 counts = {"token", "number", "pid", "seed", "epoch", "step", "micro_batch", "epochs_done", "exit_code"}
 FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys([*texts, "key", "registered_model"], words),
@@ -62,6 +81,10 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys(["metrics", "test_metrics", "train_metrics"], metrics),
     **dict.fromkeys(["config", "params"], st.dictionaries(words, values, max_size=3)),
     **dict.fromkeys(["best_epoch", "stopped_early_at"], st.none() | whole),
+    **dict.fromkeys(["beats_baseline", "told_apart"], st.booleans()),
+    **dict.fromkeys(["difference", "low", "high"], st.none() | floats),
+    "candidates": st.dictionaries(words, st.lists(words, max_size=3).map(tuple), max_size=3),
+    "scores": st.dictionaries(words, metrics, max_size=3),
     "keys": st.lists(words, max_size=3).map(tuple),
     "older_segments": st.dictionaries(words, whole, max_size=3),
     "mode": st.sampled_from(["max", "min"]),

@@ -233,6 +233,9 @@ class Task(Protocol):
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns every metric of the task; all are NaN when a prediction is not finite, and only then."""
 
+    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
+        """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other."""
+
     def input_example(self) -> list[str]:
         """Returns inputs such as a served model takes."""
 

@@ -198,6 +198,17 @@ class TextClassification:
             "loss": float(losses.mean()),
         }
 
+    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
+        """Returns right and wrong answers as 1 and 0 for `accuracy`, the losses for `loss`."""
+        match metric:
+            case "accuracy":
+                guesses = np.asarray(predictions.values, dtype=np.float64).argmax(axis=1)
+                return np.asarray(guesses == predictions.labels, dtype=np.float64)
+            case "loss":
+                return np.asarray(predictions.losses, dtype=np.float64)
+            case _:
+                return None
+
     def input_example(self) -> list[str]:
         """Returns one text."""
         return ["The parser fails on long sentences."]

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ray import tune
 
-from finetune_sweep import disk
+from finetune_sweep import disk, siblings
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
@@ -42,6 +42,8 @@ class Driver:
     Args:
         on_change: Called after every change of the journal, and now and then.
         is_stopping: Whether the run is to end; workers then store where they are.
+        finals: Whether the plan's trials are the finalists' runs, which keep their predictions and do not compete for
+            checkpoints.
         failures: How often the trials of this run failed by a fault of their own.
         growth: The memory that workers hold.
         outgrown: Whether one holds too much: then this round ends, and the next one has new workers.
@@ -54,6 +56,7 @@ class Driver:
     engine: Engine
     on_change: Callable[[], None]
     is_stopping: Callable[[], bool]
+    finals: bool = False
     failures: Counter[str] = field(default_factory=Counter)
     growth: Growth = field(default_factory=Growth)
     outgrown: bool = False
@@ -84,8 +87,8 @@ class Driver:
             self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for t in unit.trials))
 
     def is_late(self) -> bool:
-        """Whether `max_hours` have passed: then nothing more is started."""
-        hours = self.plan.sweep.search.max_hours
+        """Whether `max_hours` of the search have passed: then nothing more is started."""
+        hours = None if self.finals else self.plan.sweep.search.max_hours
         return hours is not None and time.monotonic() > self.started + hours * 3600
 
     def _is_over(self) -> bool:
@@ -111,15 +114,24 @@ class Driver:
         """
         if self._has_checkpoint(self.journal.record.trials[key]):
             return
-        trial = next(trial for trial in self.plan.trials if trial.key == key)
-        self._fit(UnitSearcher(iter([Assignment(WorkUnit((trial,)), rebuild=key)])), 1)
+        copied = siblings.copied(self.journal.record.trials[key], self.layout)
+        if copied is not None:
+            self.journal.append(copied)
+            return
+        self.train_again(key)
         if not self._has_checkpoint(self.journal.record.trials[key]):
             raise StorageError(f"the checkpoint of trial {key} is missing and could not be made again")
+
+    def train_again(self, key: str) -> None:
+        """Trains a finished trial again for what it left behind; its recorded values stand."""
+        trial = next(trial for trial in self.plan.trials if trial.key == key)
+        rebuild = Assignment(WorkUnit((trial,)), rebuild=key, predictions=self.finals)
+        self._fit(UnitSearcher(iter([rebuild])), 1)
 
     def _assignments(self, units: Sequence[WorkUnit]) -> Iterator[Assignment]:
         """The units that are known, the costliest first, so that slots end together; then what the search asks for."""
         for unit in sorted(units, key=lambda unit: -unit.cost):
-            yield Assignment(unit, self.bar())
+            yield Assignment(unit, self.bar(), predictions=self.finals)
         while self.unasked():
             trial = self._ask()
             if trial is not None:
@@ -128,7 +140,9 @@ class Driver:
     def unasked(self) -> int:
         """How many suggestions a search that learns from results still has."""
         search = self.plan.sweep.search
-        return search.trials - len(self.journal.record.suggestions) if isinstance(search, Tpe) else 0
+        if self.finals or not isinstance(search, Tpe):
+            return 0
+        return search.trials - len(self.journal.record.suggestions)
 
     def _ask(self) -> Trial | None:
         """Journals the next suggestion; None if its trial was suggested before."""
@@ -146,6 +160,8 @@ class Driver:
 
     def bar(self) -> float | None:
         """The score of the last trial that keeps its checkpoint; None while there is room for any."""
+        if self.finals:
+            return None
         ranking = self.journal.record.ranking()
         keep = self.plan.sweep.keep_checkpoints
         return ranking[keep - 1].score if len(ranking) >= keep else None
@@ -160,7 +176,7 @@ class Driver:
                 self.failures[event.key] += 1
                 self._stop_at_a_fault(event.failure)
         if any(isinstance(event, TrialEnded) for event in events):
-            self._retain()
+            self.retain()
             disk.check_floor(self.plan, self.layout.root)
         self.on_change()
 
@@ -204,9 +220,10 @@ class Driver:
                 f"the first trial failed, and all others would too: {failure.message}\n{failure.traceback}"
             )
 
-    def _retain(self) -> None:
-        ranking = self.journal.record.ranking()
-        kept = {trial.checkpoint for trial in ranking[: self.plan.sweep.keep_checkpoints]}
+    def retain(self) -> None:
+        """Deletes the checkpoints that cannot be promoted any more."""
+        promotable = self.journal.record.promotable(self.plan.sweep.keep_checkpoints)
+        kept = {trial.checkpoint for trial in promotable}
         for trial in self.journal.record.trials.values():
             checkpoint = trial.checkpoint
             if checkpoint is not None and checkpoint not in kept:

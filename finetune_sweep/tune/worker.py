@@ -30,8 +30,9 @@ from finetune_sweep.events import (
     UnitStarted,
     WorkerInfo,
 )
-from finetune_sweep.layout import CHANGED_TENSORS, Layout, folder_aside
+from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout, folder_aside
 from finetune_sweep.plan import Plan
+from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import loop
 from finetune_sweep.train.state import Evaluation, LoopState
 from finetune_sweep.trial import Trial, WorkUnit
@@ -54,11 +55,13 @@ class Assignment:
         unit: What to train.
         bar: The score that a trial must reach for its checkpoint to be worth keeping; None for any.
         rebuild: Key of the one trial, finished before, that is trained again for its checkpoint.
+        predictions: Whether what the models said of each validation row is kept, as of finalists.
     """
 
     unit: WorkUnit
     bar: float | None = None
     rebuild: str | None = None
+    predictions: bool = False
 
 
 class UnitTrainable(tune.Trainable):
@@ -128,6 +131,7 @@ class _UnitRun:
     layout: Layout
     loaded: Loaded
     best: Best | None = None
+    predictions: Predictions | None = None
     written: str = ""
     history: list[Evaluation] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
@@ -172,6 +176,8 @@ class _UnitRun:
         ]
         if self.assignment.rebuild is None:
             return (self._evaluated(evaluation), *(self._end(trial, evaluation) for trial in reached))
+        if reached:
+            self._keep_predictions(self.assignment.rebuild)
         return (CheckpointWritten(self.assignment.rebuild, self._write()),) if reached else ()
 
     def _open(self, trial: Trial) -> bool:
@@ -194,6 +200,7 @@ class _UnitRun:
         if self.best is None or self._counts_last or self._better(score, self.best.score):
             copies = {name: tensor.to("cpu", copy=True) for name, tensor in state.changed.items()}
             self.best = Best(score, evaluation.epoch, copies)
+            self.predictions = state.predictions
         return self.best
 
     @property
@@ -220,6 +227,8 @@ class _UnitRun:
         # After a resume, the tensors of an earlier best epoch are gone: then the trial has no checkpoint for now.
         is_held = self.best is not None and self.best.epoch == counting.epoch
         is_worth_keeping = bar is None or not self._better(bar, score)
+        if is_held:
+            self._keep_predictions(trial.key)
         return TrialEnded(
             key=trial.key,
             state="finished",
@@ -241,6 +250,13 @@ class _UnitRun:
                 save_file({n: t.contiguous() for n, t in self.best.tensors.items()}, folder / CHANGED_TENSORS)
             self.written = path
         return path
+
+    def _keep_predictions(self, key: str) -> None:
+        """Stores what the best epoch's model said, if it is known: after a resume it is that of later epochs only."""
+        if not self.assignment.predictions or self.predictions is None or self.best is None:
+            return
+        with folder_aside(self.layout.predictions(key, self.best.epoch)) as folder:
+            self.predictions.save(folder / VALIDATION_PREDICTIONS)
 
     def end_open(self, failure: Failure) -> tuple[Event, ...]:
         """The end of the trials that have no result: they share the failure."""
