@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from finetune_sweep import examples, yamlio
+from finetune_sweep import card_finalists, examples, yamlio
 from finetune_sweep.events import Metrics
 from finetune_sweep.layout import write_atomic
+from finetune_sweep.markdown import cell, table
 from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
@@ -102,7 +103,16 @@ def results(evidence: Evidence) -> dict[str, Value]:
         "validation": dict(evidence.validation),
         "test": dict(test.metrics) or None,
         "test_note": test.note,
+        "announced": announced(evidence.record, evidence.trial.key),
     }
+
+
+def announced(record: SweepRecord, key: str) -> dict[str, Value] | None:
+    """The mean over the fresh seeds of the configuration that a trial is a run of; None if it is none of theirs."""
+    for name, runs in record.runs().items():
+        if record.decided is not None and name in record.decided.scores and key in {run.key for run in runs}:
+            return {**record.decided.scores[name], "verdict": record.decided.sentence}
+    return None
 
 
 def render(evidence: Evidence) -> str:
@@ -116,10 +126,13 @@ def render(evidence: Evidence) -> str:
         f"{origin}: {trial}.",
         *_section("Results", _results(evidence)),
         *_section("How to load it", [_loading(evidence)]),
+        *_section("The finalists", card_finalists.paragraphs(evidence.plan, evidence.record)),
         *_section("Data", _data(evidence)),
         *_section("Settings", [_settings(evidence)]),
         *_section("All trials", [_trials(evidence)]),
         *_section("How it was made", _making(evidence)),
+        *_section("Licences", [_licences(evidence)]),
+        *_section("Limits", [_limits(evidence)]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -140,6 +153,8 @@ def _head(evidence: Evidence) -> Value:
         "metrics": list(evidence.validation),
         "model-index": [{"name": sweep.name, "results": list(_index(evidence))}],
     }
+    licence = examples.licence(evidence.trial.model)
+    head |= {"license": licence.lower()} if licence else {}
     return head | ({"base_model": model} if model else {}) | ({"datasets": [data]} if data else {})
 
 
@@ -176,17 +191,23 @@ def _results(evidence: Evidence) -> list[str]:
     split = ["validation", *(["test"] if evidence.test.metrics else [])]
     columns = [evidence.validation, *([evidence.test.metrics] if evidence.test.metrics else [])]
     rows = [(name, *(column.get(name, "") for column in columns)) for name in evidence.validation]
-    return [_table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
+    return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
 
 
 def _meaning(evidence: Evidence) -> str:
     """What the validation score is worth: it was searched for on the very rows that it is measured on."""
     ranking, rows = evidence.ranking, evidence.plan.rows["validation"]
-    place = [trial.key for trial in ranking].index(evidence.trial.key) + 1
+    keys = [trial.key for trial in ranking]
     count, metric = len(ranking), evidence.plan.sweep.metric.name
-    if count == 1:
+    if evidence.trial.key not in keys:
+        text = (
+            f"The model is one run of the configuration that was chosen, with seed {evidence.trial.seed}; what to"
+            " announce is the mean over its fresh seeds, below."
+        )
+    elif count == 1:
         text = f"It comes from one trial with one seed ({evidence.trial.seed})."
     else:
+        place = keys.index(evidence.trial.key) + 1
         chosen = "the best" if place == 1 else f"number {place}, chosen by hand,"
         text = (
             f"It is {chosen} of {count} finished trials, each trained once with seed {evidence.trial.seed}"
@@ -203,7 +224,7 @@ def _meaning(evidence: Evidence) -> str:
 def _loading(evidence: Evidence) -> str:
     task, length = evidence.plan.sweep.task, evidence.trial.max_length
     auto = AUTO_MODELS[task]
-    classes = ", ".join(f"`{_cell(name)}`" for name in evidence.plan.classes)
+    classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
     return f"""\
 From the folder that holds this one:
 
@@ -225,7 +246,7 @@ def _data(evidence: Evidence) -> list[str]:
     notes = "\n".join(f"- {note}" for note in plan.notes) or "- nothing had to be cleaned"
     return [
         f"`{_source(evidence)}`; training and validation together have the fingerprint `{plan.fingerprint}`.",
-        _table(("split", "rows", "sha256 of its rows"), rows),
+        table(("split", "rows", "sha256 of its rows"), rows),
         notes,
     ]
 
@@ -241,7 +262,7 @@ def _source(evidence: Evidence) -> str:
 
 def _settings(evidence: Evidence) -> str:
     params = {**evidence.trial.params(), "model": _model_name(evidence.trial.model)}
-    return _table(("setting", "value"), sorted(params.items()))
+    return table(("setting", "value"), sorted(params.items()))
 
 
 def _trials(evidence: Evidence) -> str:
@@ -253,7 +274,34 @@ def _trials(evidence: Evidence) -> str:
         for place, t in enumerate(ranking, 1)
     ]
     rows += [("", f"`{t.key}`", t.planned.label, "", "", t.state) for t in others]
-    return _table(("place", "trial", "settings", evidence.plan.sweep.metric.name, "epoch", "state"), rows)
+    return table(("place", "trial", "settings", evidence.plan.sweep.metric.name, "epoch", "state"), rows)
+
+
+def _licences(evidence: Evidence) -> str:
+    """What is known of the licences of model and data; for the rest, where to look."""
+    model, source = evidence.trial.model, evidence.plan.sweep.data.source or ""
+    unknown = "not known here: it is that of its source"
+    rows = [
+        (f"pretrained model {_model_name(model)}", examples.licence(model) or unknown),
+        (f"data {_source(evidence)}", examples.licence(source) or unknown),
+        ("this model", "those of the pretrained model and of the data apply"),
+    ]
+    return table(("of what", "licence"), rows)
+
+
+def _limits(evidence: Evidence) -> str:
+    """What nobody has looked at, and what the numbers do not say."""
+    plan = evidence.plan
+    lines = [
+        f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
+        f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them.",
+        "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",
+    ]
+    if evidence.test.metrics:
+        lines.append(f"The test result has the error of {plan.rows['test']:,} rows.")
+    if evidence.record.decided is None:
+        lines.append("It was trained on one seed: how far another would move its numbers is not known.")
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _making(evidence: Evidence) -> list[str]:
@@ -266,16 +314,6 @@ def _making(evidence: Evidence) -> list[str]:
     return [
         f"```sh\n{printable_uri(evidence.command)}\n```",
         text,
-        _table(("machine", ""), evidence.hardware.items()),
+        table(("machine", ""), evidence.hardware.items()),
+        card_finalists.budget(evidence.plan, evidence.record),
     ]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in line)} |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """A value on one line of a table; a number with six digits."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.replace("|", "\\|").split())

@@ -380,3 +380,10 @@ DATA: Mapping[str, Example] = {
         convert=_convert_acl_aspects,
     ),
 }
+
+
+def licence(reference: str) -> str:
+    """The licence of an example model or data set; empty for anything else."""
+    scheme, _, name = reference.partition(":")
+    example = {**MODELS, **DATA}.get(name) if scheme == "example" else None
+    return example.licence if example is not None else ""

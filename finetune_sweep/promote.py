@@ -15,15 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
 
-from finetune_sweep import card
+from finetune_sweep import card, finalists, resolved
 from finetune_sweep.assembly import Found, assemble, evaluate_folder
 from finetune_sweep.card import Evidence, FinalTest
 from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
 from finetune_sweep.events import Promoted, TestIntended, TestRead
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, check_folder, explained, folder_aside, recover_folder
+from finetune_sweep.layout import (
+    VALIDATION_PREDICTIONS,
+    Layout,
+    check_folder,
+    folder_aside,
+    recover_folder,
+)
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
+from finetune_sweep.resolved import Champion
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import planned_data
 
@@ -55,12 +62,14 @@ class Options:
         again: Whether the test split is read although it was read for an earlier champion.
         dry_run: Whether to stop after the verification, and keep nothing.
         command: What the user typed, for the card.
+        keep: Whether a trial that the user preferred stays, as long as the rule would promote the same as then.
     """
 
     key: str | None = None
     again: bool = False
     dry_run: bool = False
     command: str = "finetune-sweep run"
+    keep: bool = False
 
 
 def promote(
@@ -86,7 +95,7 @@ def promote(
         VerificationError: The checkpoint does not give the recorded metrics again.
     """
     options = options or Options()
-    winner = find_winner(plan, journal.record, options.key)
+    winner = choose(plan, journal.record, options)
     prepared = planned_data(plan)
     promotion = _Promotion(plan, journal, layout, fresh, options, winner)
     if options.dry_run:
@@ -95,7 +104,12 @@ def promote(
         return Promoted(winner.key, epoch_of(winner), winner.metrics, {}, plan.sweep.registered_model, "")
     recover_folder(layout.best)
     standing = _standing(plan, journal.record, layout, winner, prepared, options)
-    return standing or promotion.carry_out(prepared)
+    if standing is None:
+        return promotion.carry_out(prepared)
+    if options.key is not None and standing.instead_of != promotion.instead_of:
+        standing = replace(standing, instead_of=promotion.instead_of)
+        journal.append(standing)
+    return standing
 
 
 def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> TrialRecord | None:
@@ -104,7 +118,7 @@ def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> T
     Raises:
         UserError: There is no such finished trial, or the data are no longer those of the plan.
     """
-    winner = find_winner(plan, journal.record, options.key)
+    winner = choose(plan, journal.record, options)
     standing = _standing(plan, journal.record, layout, winner, planned_data(plan), options)
     return winner if options.dry_run or standing is None else None
 
@@ -138,8 +152,21 @@ def epoch_of(winner: TrialRecord) -> int:
     return winner.best_epoch if winner.best_epoch is not None else 0
 
 
+def choose(plan: Plan, record: SweepRecord, options: Options) -> TrialRecord:
+    """The trial that is to be promoted.
+
+    Raises:
+        UserError: No trial is finished, or not the one that the user names.
+    """
+    winner = find_winner(plan, record, options.key)
+    promoted = record.promoted
+    if options.keep and promoted is not None and promoted.instead_of == winner.key:
+        return find_winner(plan, record, promoted.key)
+    return winner
+
+
 def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> TrialRecord:
-    """The best trial of the sweep, or the one that the user prefers.
+    """The run that the finalists' verdict names, else the best trial; or the trial that the user prefers.
 
     Raises:
         UserError: No trial is finished, or this one is not.
@@ -147,9 +174,9 @@ def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> Tria
     ranking = card.finished(plan, record)
     if not ranking:
         raise UserError(f"no trial of the sweep {plan.sweep.name!r} is finished, so none can be promoted")
+    by_key = {trial.key: trial for trial in (*ranking, *record.all_current()) if trial.score is not None}
     if key is None:
-        return ranking[0]
-    by_key = {trial.key: trial for trial in ranking}
+        return by_key[record.decided.winner] if record.decided is not None else ranking[0]
     if key not in by_key:
         state = f" (it is {record.trials[key].state})" if key in record.trials else nearest(key, by_key)
         best = ", ".join(f"{trial.key} ({trial.planned.label}: {trial.score:g})" for trial in ranking[:3])
@@ -172,19 +199,32 @@ class _Promotion:
 
     @property
     def trial(self) -> Trial:
-        return next(trial for trial in self.plan.trials if trial.key == self.winner.key)
+        trials = (*self.plan.trials, *finalists.final_runs(self.plan, self.journal.record))
+        return next(trial for trial in trials if trial.key == self.winner.key)
+
+    @property
+    def instead_of(self) -> str:
+        """The trial that the rule would have promoted; empty if it is this one."""
+        by_rule = find_winner(self.plan, self.journal.record).key
+        return "" if by_rule == self.winner.key else by_rule
 
     def carry_out(self, prepared: Prepared) -> Promoted:
         self._remove_leftovers()
         with folder_aside(self.layout.best) as aside:
             found = self.verified(aside)
+            self._keep_predictions(found)
             test = self._final_test(aside, prepared.fingerprints.get("test", ""))
             card.write(self._evidence(prepared, found, test), aside)
-            with explained(aside):
-                shutil.copyfile(self.layout.resolved, aside / self.layout.resolved.name)
+            resolved.write_beside(aside, self.layout, self._champion(prepared))
         model = self.plan.sweep.registered_model
         promoted = Promoted(
-            self.winner.key, epoch_of(self.winner), self.winner.metrics, test.metrics, model, ""
+            self.winner.key,
+            epoch_of(self.winner),
+            self.winner.metrics,
+            test.metrics,
+            model,
+            "",
+            self.instead_of,
         )
         self.journal.append(promoted)
         return promoted
@@ -201,6 +241,13 @@ class _Promotion:
         found = self._evaluate(folder, "validation")
         verify(self.winner, found)
         return found
+
+    def _keep_predictions(self, found: Found) -> None:
+        """Stores what the model said of the validation rows: a later champion is compared with it, row by row."""
+        folder = self.layout.predictions(self.winner.key, epoch_of(self.winner))
+        if found.predictions is not None and not folder.exists():
+            with folder_aside(folder) as aside:
+                found.predictions.save(aside / VALIDATION_PREDICTIONS)
 
     @property
     def _context(self) -> Plan:
@@ -238,6 +285,24 @@ class _Promotion:
         metrics = self._evaluate(folder, "test").metrics
         self.journal.append(TestRead(key, epoch, fingerprint, metrics))
         return FinalTest(fingerprint, metrics, note)
+
+    def _champion(self, prepared: Prepared) -> Champion:
+        """What the lock beside the model says of it."""
+        record, winner = self.journal.record, self.winner
+        scores = record.decided.scores if record.decided is not None else {}
+        spreads = [
+            scores[name]["spread"]
+            for name, runs in record.runs().items()
+            if name in scores and winner.key in {run.key for run in runs}
+        ]
+        return Champion(
+            self.trial,
+            epoch_of(winner),
+            winner.metrics,
+            winner.worker,
+            prepared.fingerprints,
+            spreads[0] if spreads else None,
+        )
 
     def _evidence(self, prepared: Prepared, found: Found, test: FinalTest) -> Evidence:
         return Evidence(

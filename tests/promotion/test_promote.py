@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep import assembly, card, promote
+from finetune_sweep import assembly, card, promote, resolved
 from finetune_sweep.assembly import Found
 from finetune_sweep.errors import StorageError, UserError, VerificationError
 from finetune_sweep.events import Promoted, TestIntended, TestRead, TrialEnded
@@ -83,7 +83,8 @@ def test_what_is_journalled_is_what_was_measured(promoted: Opened) -> None:
         winner.metrics,
         tested.metrics,
     )
-    assert (promoted.layout.best / "sweep.lock.yaml").read_bytes() == promoted.layout.resolved.read_bytes()
+    lock = resolved.read_beside(promoted.layout.best)
+    assert (lock.key, lock.epoch, lock.metrics) == (winner.key, winner.best_epoch, winner.metrics)
 
 
 def test_the_card_says_where_the_checkpoint_comes_from(promoted: Opened) -> None:
@@ -306,6 +307,18 @@ def test_a_folder_without_its_class_names_or_weights_is_refused(promoted: Opened
 
 
 # --------------------------------------------------------------------------------------------- the test split
+
+
+def test_a_trial_that_the_user_preferred_stays_until_the_rule_names_another(promoted: Opened) -> None:
+    first, second, third = (trial.key for trial in promoted.ranking[:3])
+    preferred = promoted.promote(here, Options(key=second))
+    assert (preferred.key, preferred.instead_of) == (second, first)
+
+    assert promoted.promote(never, Options(keep=True)) == preferred
+    assert promoted.promote(here).key == first
+    promoted.promote(here, Options(key=third))
+    promoted.ranking[0].score = None
+    assert promoted.promote(here, Options(keep=True)).key == second
 
 
 def test_a_later_champion_does_not_read_the_test_split(promoted: Opened) -> None:
