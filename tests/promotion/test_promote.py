@@ -402,12 +402,20 @@ def fresh(function, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*args)
 
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "card":
+    promote.card.write = die
+if moment == "lock":
+    promote.resolved.write_beside = die
+
 with SweepLock(layout) as lock:
     promote.promote(plan, Dying(layout, lock.owner), layout, fresh, options)
 """
 
 
-@pytest.mark.parametrize("moment", ["test", "journal"])
+@pytest.mark.parametrize("moment", ["test", "card", "lock", "journal"])
 def test_a_killed_promotion_leaves_the_old_best_or_the_new_one(
     promoted_template: Trained, tmp_path: Path, moment: str
 ) -> None:
@@ -420,7 +428,7 @@ def test_a_killed_promotion_leaves_the_old_best_or_the_new_one(
     assert killed.returncode == -signal.SIGKILL
     check_folder(layout.best)
     with hold(Trained(promoted_template.plan, layout)) as held:
-        assert held.results()["key"] == (first if moment == "test" else second)
+        assert held.results()["key"] == (second if moment == "journal" else first)
         assert held.journal.record.promoted is not None
         assert held.journal.record.promoted.key == first
         assert held.promote(here, options).key == second

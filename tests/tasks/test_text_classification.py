@@ -354,3 +354,16 @@ def test_tasks_are_imported_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_rows_add_to_a_metric_is_that_metric_in_the_mean() -> None:
+    generator = np.random.default_rng(0)
+    said = Predictions(
+        generator.standard_normal((30, 3)), np.arange(30) % 3, generator.random(30).astype(np.float32)
+    )
+    scored = TASK.score(said, ("a", "b", "c"))
+    for metric in TASK.metrics:
+        rows = TASK.row_scores(said, metric)
+        assert (rows is not None) == (metric in {"accuracy", "loss"})
+        if rows is not None:
+            assert float(rows.mean()) == pytest.approx(scored[metric])
