@@ -197,18 +197,22 @@ class Tracked:
 
 @dataclass(frozen=True)
 class TestIntended:
-    """The test split is about to be read for a trial's weights after an epoch: journalled before it is."""
+    """The test split is about to be read for a trial's weights after an epoch: journalled before it is.
+
+    `is_baseline` tells a champion from the baseline beside it.
+    """
 
     __test__ = False
 
     key: str
     epoch: int
     fingerprint: str
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
 class TestRead:
-    """The test split was read for a champion."""
+    """The test split was read for a champion, or for the baseline beside it."""
 
     __test__ = False
 
@@ -216,6 +220,7 @@ class TestRead:
     epoch: int
     fingerprint: str
     metrics: Metrics
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
-from finetune_sweep import card, finalists, resolved
+from finetune_sweep import card, finalists, resolved, sealed
 from finetune_sweep.assembly import Found, assemble, evaluate_folder
 from finetune_sweep.card import Evidence, FinalTest
-from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
-from finetune_sweep.events import Promoted, TestIntended, TestRead
+from finetune_sweep.errors import StorageError, UserError, nearest
+from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import (
     VALIDATION_PREDICTIONS,
@@ -33,17 +33,13 @@ from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.resolved import Champion
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import planned_data
+from finetune_sweep.verification import verify
 
 if TYPE_CHECKING:
     from finetune_sweep.train.data import Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-CONTINUOUS: Final = frozenset({"loss", "auroc"})
-"""Metrics that move with the last digits of a logit; the others count predictions."""
-TOLERANCE: Final = 1e-3
-"""Relative, for continuous metrics of a checkpoint that was trained on other hardware."""
 
 
 class Fresh(Protocol):
@@ -140,8 +136,10 @@ def _standing(
         plan.sweep.metric.name,
         len(card.finished(plan, record)),
         dict(prepared.fingerprints),
+        card.announced(record, winner.key),
     )
-    if tuple(results[name] for name in ("key", "metric", "finished_trials", "fingerprints")) != expected:
+    said = ("key", "metric", "finished_trials", "fingerprints", "announced")
+    if tuple(results.get(name) for name in said) != expected:
         return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
@@ -231,16 +229,24 @@ class _Promotion:
 
     def verified(self, folder: Path) -> Found:
         """Fills a folder with the complete model, and makes sure that it gives the recorded metrics."""
+        self.fresh(assemble, folder, self._context, self.trial, self.checked_checkpoint())
+        found = self._evaluate(folder, "validation")
+        verify(self.winner, found)
+        return found
+
+    def checked_checkpoint(self) -> Path:
+        """The checkpoint of the trial.
+
+        Raises:
+            StorageError: If it is gone or damaged.
+        """
         if self.winner.checkpoint is None:
             raise StorageError(
                 f"trial {self.winner.key} has no checkpoint any more; `run` trains it again for one"
             )
         checkpoint = self.layout.root / self.winner.checkpoint
         check_folder(checkpoint)
-        self.fresh(assemble, folder, self._context, self.trial, checkpoint)
-        found = self._evaluate(folder, "validation")
-        verify(self.winner, found)
-        return found
+        return checkpoint
 
     def _keep_predictions(self, found: Found) -> None:
         """Stores what the model said of the validation rows: a later champion is compared with it, row by row."""
@@ -261,30 +267,30 @@ class _Promotion:
         return self.fresh(evaluate_folder, folder, self._context, self.trial, split, threads)
 
     def _final_test(self, folder: Path, fingerprint: str) -> FinalTest:
-        """Reads the test split, unless it was read before; the intent is journalled first."""
-        if not fingerprint:
-            note = "There is no test split: nothing here was measured on rows that no choice has seen."
-            return FinalTest("", {}, note)
-        key, epoch = self.winner.key, epoch_of(self.winner)
-        intended = [entry.event for entry in self.journal.entries if isinstance(entry.event, TestIntended)]
-        of_others = {(event.key, event.epoch) for event in intended if event.fingerprint == fingerprint}
-        earlier = [f"{other} at epoch {at}" for other, at in sorted(of_others - {(key, epoch)})]
-        note = "Read once for this model, after it had been chosen."
-        if earlier:
-            note += f" It was also read for {', '.join(earlier)}, so it is no longer untouched."
-        for read in self.journal.record.test_reads:
-            if (read.key, read.epoch, read.fingerprint) == (key, epoch, fingerprint):
-                return FinalTest(fingerprint, read.metrics, note)
-        if earlier and not self.options.again:
-            note = (
-                f"Not read for this model: it was read for an earlier champion ({', '.join(earlier)}), and"
-                " read for every new one it becomes a second validation split. `--again` reads it anyway."
-            )
-            return FinalTest(fingerprint, {}, note)
-        self.journal.append(TestIntended(key, epoch, fingerprint))
-        metrics = self._evaluate(folder, "test").metrics
-        self.journal.append(TestRead(key, epoch, fingerprint, metrics))
-        return FinalTest(fingerprint, metrics, note)
+        """Reads the test split for the champion and, if it was, for the baseline."""
+        asked = sealed.Asked(self.winner.key, epoch_of(self.winner), fingerprint)
+        test = sealed.read_test(
+            self.journal, asked, lambda: self._evaluate(folder, "test").metrics, again=self.options.again
+        )
+        baseline = self._baseline()
+        if not test.metrics or baseline is None:
+            return test
+        asked = sealed.Asked(baseline.key, epoch_of(baseline), fingerprint)
+        metrics = sealed.read_baseline(self.journal, asked, lambda: self._tested(baseline).metrics)
+        return replace(test, baseline=metrics)
+
+    def _baseline(self) -> TrialRecord | None:
+        """The baseline's run to be compared with; None if it is the champion, or its checkpoint is not there."""
+        record = self.journal.record
+        run = record.trials.get(record.decided.baseline) if record.decided is not None else None
+        return None if run is None or run.key == self.winner.key or run.checkpoint is None else run
+
+    def _tested(self, run: TrialRecord) -> Found:
+        """A run's complete model on the test split; nothing of it is kept."""
+        other = replace(self, winner=run)
+        with tempfile.TemporaryDirectory(".tmp", ".best.", self.layout.root) as folder:
+            self.fresh(assemble, Path(folder), self._context, other.trial, other.checked_checkpoint())
+            return other._evaluate(Path(folder), "test")  # noqa: SLF001 - of its own class
 
     def _champion(self, prepared: Prepared) -> Champion:
         """What the lock beside the model says of it."""
@@ -320,26 +326,3 @@ class _Promotion:
         """Deletes what killed promotions left beside `best/`."""
         for folder in self.layout.root.glob(f".{self.layout.best.name}.*.tmp"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def verify(recorded: TrialRecord, found: Found) -> None:
-    """Compares metrics with the recorded ones: to the last digit on the host and kind of device that trained.
-
-    Elsewhere sums may be taken in another order: there, `CONTINUOUS` metrics may differ by `TOLERANCE`.
-
-    Raises:
-        VerificationError: One of them differs; names all of these.
-    """
-    worker = recorded.worker
-    is_same = worker is not None and (worker.host, worker.device) == (found.host, found.device)
-    differing = []
-    for name, expected in recorded.metrics.items():
-        value = found.metrics.get(name, float("nan"))
-        allowed = abs(expected) * TOLERANCE if name in CONTINUOUS and not is_same else 0.0
-        if not abs(value - expected) <= allowed:
-            differing.append(f"{name} was recorded as {expected!r}, found {value!r}")
-    if differing:
-        raise VerificationError(
-            f"trial {recorded.key} is not promoted: its checkpoint, loaded afresh, gives other validation"
-            f" metrics: {'; '.join(differing)}. Other versions of libraries can be the cause."
-        )

@@ -258,6 +258,8 @@ class SweepRecord:
     def promotable(self, count: int) -> list[TrialRecord]:
         """The trials whose checkpoints may still be asked for: the best of the search, and finalists' runs.
 
+        After the verdict these are the winner and the baseline.
+
         Args:
             count: How many of the search.
         """
@@ -265,8 +267,9 @@ class SweepRecord:
         for runs in self.runs().values():
             median = self.median(runs)
             kept += runs if median is None else [median]
-        if self.decided is not None and (winner := self.trials.get(self.decided.winner)) is not None:
-            kept = [*self.ranking()[:count], winner]
+        if self.decided is not None:
+            asked = (self.decided.winner, self.decided.baseline)
+            kept = [*self.ranking()[:count], *(self.trials[key] for key in asked if key in self.trials)]
         return kept
 
     def best(self) -> TrialRecord | None:

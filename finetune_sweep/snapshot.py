@@ -190,9 +190,10 @@ class View:
             case TrialEnded(key):
                 self._note_progress(entry.time)
                 keys = ("", key)
-            case TestRead(_, _, _, metrics):
+            case TestRead(_, _, _, metrics, is_baseline):
                 step, moment = len(self.record.test_reads), _ms(entry.time)
-                self._history += [Point(f"test_{n}", v, moment, step) for n, v in metrics.items()]
+                what = "test_baseline" if is_baseline else "test"
+                self._history += [Point(f"{what}_{n}", v, moment, step) for n, v in metrics.items()]
             case SweepPlanned():
                 self._current = frozenset(entry.event.keys)
                 self._note_progress(entry.time)

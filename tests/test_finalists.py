@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
-from finetune_sweep import finalists
-from finetune_sweep.events import Entry, Evaluated, Event, Failure, TrialEnded
+from finetune_sweep import card, finalists, promote, resolved
+from finetune_sweep.events import Decided, Entry, Evaluated, Event, Failure, TestIntended, TrialEnded
 from finetune_sweep.finalists import fresh_seeds, plan_finalists
 from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import VALIDATION_PREDICTIONS, SweepLock
@@ -22,6 +23,7 @@ from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
 from tests.commands import command, layout, status
+from tests.promotion.finished_sweep import here, never
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +53,17 @@ def test_the_winner_is_chosen_on_fresh_seeds_and_only_what_is_new_is_run(write_s
     results = json.loads((layout(sweep).best / "eval_results.json").read_text())
     assert results["key"] == verdict["winner"]
     assert verdict["sentence"] in (layout(sweep).best / "README.md").read_text()
+    assert (results["test_baseline"] is None) == (verdict["winner"] == verdict["baseline"])
+
+    client = MlflowClient(f"sqlite:///{sweep.parent}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    tags = [run.data.tags for run in client.search_runs([experiment.experiment_id])]
+    told = {
+        tag["finetune_sweep.key"]: tag["finetune_sweep.stage"] for tag in tags if "finetune_sweep.key" in tag
+    }
+    assert told == {trial["key"]: trial["stage"] for trial in seen["trials"]}
+    assert verdict["sentence"] in {tag.get("finetune_sweep.verdict") for tag in tags}
 
     trained = {trial["key"] for trial in seen["trials"]}
     (layout(sweep).root / "predictions" / verdict["winner"]).rename(layout(sweep).root / "lost")
@@ -195,9 +208,37 @@ def test_a_setting_without_effect_cannot_be_told_apart(write_sweep: WriteSweep, 
         assert decided.winner in {run.key for run in medians if run is not None}
         assert journal.record.promotable(1)[1:] == medians
         journal.append(decided)
-        assert [t.key for t in journal.record.promotable(1)][1:] == [decided.winner]
+        assert [t.key for t in journal.record.promotable(1)][1:] == [decided.winner, decided.baseline]
 
+        check_promotion(plan, journal, decided)
         check_what_is_missing(plan, journal)
+
+
+def check_promotion(plan: Plan, journal: Journal, decided: Decided) -> None:
+    """The winner's run is promoted with the mean to announce; the test rows are read for it and for the baseline."""
+    resolved.write(plan, journal.layout)
+    promoted = promote.promote(plan, journal, journal.layout, here)
+    assert promoted.key == decided.winner
+    intended = [entry.event for entry in journal.entries if isinstance(entry.event, TestIntended)]
+    assert [(event.key, event.is_baseline) for event in intended] == [
+        (decided.winner, False),
+        (decided.baseline, True),
+    ]
+    results = json.loads((journal.layout.best / card.RESULTS).read_text())
+    assert set(results["test_baseline"]) == set(results["test"])
+    assert results["announced"]["verdict"] == decided.sentence
+    assert results["announced"]["mean"] in {values["mean"] for values in decided.scores.values()}
+    text = (journal.layout.best / card.CARD).read_text()
+    for fact in (
+        "| test, baseline |",
+        decided.sentence,
+        "baseline: all settings at their defaults",
+        "CPU hours",
+    ):
+        assert fact in text
+    lock = resolved.read_beside(journal.layout.best)
+    assert (lock.key, lock.spread) == (decided.winner, results["announced"]["spread"])
+    assert promote.promote(plan, journal, journal.layout, never) == promoted
 
 
 def check_what_is_missing(plan: Plan, journal: Journal) -> None:

@@ -79,6 +79,8 @@ ORDER = (
     "finetune_sweep.card_finalists",
     "finetune_sweep.card",
     "finetune_sweep.assembly",
+    "finetune_sweep.verification",
+    "finetune_sweep.sealed",
     "finetune_sweep.promote",
     "finetune_sweep.challenge",
     "finetune_sweep.reproduce",

@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep import assembly, card, promote, resolved
+from finetune_sweep import assembly, card, promote, resolved, verification
 from finetune_sweep.assembly import Found
 from finetune_sweep.errors import StorageError, UserError, VerificationError
 from finetune_sweep.events import Promoted, TestIntended, TestRead, TrialEnded
@@ -275,15 +275,15 @@ def test_only_another_host_or_device_may_move_the_last_digits(sweep: Opened) -> 
 
     near = Found(off("loss", 1.0005), winner.worker.host, winner.worker.device, {})
     with pytest.raises(VerificationError, match="loss"):
-        promote.verify(winner, near)
-    promote.verify(winner, replace(near, host="elsewhere"))
-    promote.verify(winner, replace(near, device="cuda"))
+        verification.verify(winner, near)
+    verification.verify(winner, replace(near, host="elsewhere"))
+    verification.verify(winner, replace(near, device="cuda"))
     with pytest.raises(VerificationError, match="loss"):
-        promote.verify(winner, replace(near, host="elsewhere", metrics=off("loss", 1.002)))
+        verification.verify(winner, replace(near, host="elsewhere", metrics=off("loss", 1.002)))
     with pytest.raises(VerificationError, match="accuracy"):
-        promote.verify(winner, replace(near, host="elsewhere", metrics=off("accuracy", 1.0005)))
+        verification.verify(winner, replace(near, host="elsewhere", metrics=off("accuracy", 1.0005)))
     with pytest.raises(VerificationError, match=r"loss was recorded as .* found nan"):
-        promote.verify(winner, replace(near, metrics=off("loss", float("nan"))))
+        verification.verify(winner, replace(near, metrics=off("loss", float("nan"))))
 
 
 def test_data_that_changed_since_the_plan_are_refused(sweep: Opened) -> None:
