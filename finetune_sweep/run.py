@@ -326,7 +326,8 @@ def _choose(session: Session) -> None:
         )
         driver.train()
     for key in finalists.without_predictions(journal.record, layout):
-        siblings.copied(journal.record.trials[key], layout)
+        copied = siblings.copied(journal.record.trials[key], layout)
+        journal.append(*([copied] if copied is not None else []))
     for key in finalists.without_predictions(journal.record, layout):
         driver.train_again(key)
     with session.signals.raised():
