@@ -203,7 +203,11 @@ def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None
         dataclasses.replace(_trial(t, longest[t.key], current=True), stage=record.stage(t.key))
         for t in record.all_current()
     ]
-    gone = [_trial(t, t.key, current=False) for key, t in record.trials.items() if key not in longest]
+    gone = [
+        dataclasses.replace(_trial(t, t.key, current=False), stage=record.stage(key))
+        for key, t in record.trials.items()
+        if key not in longest
+    ]
     return SweepReport(
         sweep=sweep_name,
         state=_state(record, locked=locked),

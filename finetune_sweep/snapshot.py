@@ -247,7 +247,8 @@ class View:
         if found is None:
             return None
         stage = self.record.stage(key)
-        is_current = key in self._current or stage != "search"
+        runs = self.record.finalists.candidates.values() if self.record.finalists is not None else ()
+        is_current = key in self._current or any(key in keys for keys in runs)
         tags = {**self._identity(), **found.tags, TAG + "current": _text(is_current), TAG + "stage": stage}
         return dataclasses.replace(found, tags=tags, data=self._data(plan) if is_current else None)
 
