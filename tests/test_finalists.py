@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SPACE = "{learning_rate: [1e-3, 1e-2, 3e-2], epochs: [1, 2]}"
 
 
-def test_the_winner_is_chosen_on_fresh_seeds_and_only_what_is_new_is_run(write_sweep: WriteSweep) -> None:
+def test_the_winner_is_chosen_on_fresh_seeds(write_sweep: WriteSweep) -> None:
     space = "{learning_rate: [1e-2, 3e-2], epochs: [2]}"
     sweep = write_sweep(space=space, extra="selection: {finalists: 2, seeds: 1}\n")
 
@@ -65,6 +65,14 @@ def test_the_winner_is_chosen_on_fresh_seeds_and_only_what_is_new_is_run(write_s
     assert told == {trial["key"]: trial["stage"] for trial in seen["trials"]}
     assert verdict["sentence"] in {tag.get("finetune_sweep.verdict") for tag in tags}
 
+
+@pytest.mark.slow
+def test_more_seeds_run_only_what_is_new(write_sweep: WriteSweep) -> None:
+    space = "{learning_rate: [1e-2, 3e-2], epochs: [2]}"
+    sweep = write_sweep(space=space, extra="selection: {finalists: 2, seeds: 1}\n")
+    assert command("run", sweep, cwd=sweep.parent).code == 0
+    seen = status(sweep)
+    verdict = seen["verdict"]
     trained = {trial["key"] for trial in seen["trials"]}
     (layout(sweep).root / "predictions" / verdict["winner"]).rename(layout(sweep).root / "lost")
     more = command("run", sweep, "--set", "selection.seeds=2", cwd=sweep.parent)
