@@ -17,7 +17,7 @@ from finetune_sweep.events import Metrics
 from finetune_sweep.layout import CHANGED_TENSORS, explained
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import Predictions, load_tokenizer, quiet_loading
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import Loaded, planned_data
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """The metrics of a checkpoint that was loaded from its folder, and what it was evaluated on."""
+    """What a checkpoint that was loaded from its folder gave, and what it was evaluated on."""
 
     metrics: Metrics
     host: str
     device: str
     hardware: Mapping[str, str | int]
+    predictions: Predictions | None = None
 
 
 def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
@@ -106,7 +107,7 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
         pad_token_id=int(tokenizer.pad_token_id),
     )
     metrics = task.score(predictions, plan.classes)
-    return Found(metrics, socket.gethostname(), plan.device, hardware.describe())
+    return Found(metrics, socket.gethostname(), plan.device, hardware.describe(), predictions)
 
 
 def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -37,11 +37,13 @@ class FinalTest:
         fingerprint: Of its rows; empty if there is none.
         metrics: Of the champion on it; empty if it was not read.
         note: Why it was read or not, in a sentence or two.
+        baseline: The baseline's metrics on it; empty if they were not measured.
     """
 
     fingerprint: str
     metrics: Metrics
     note: str
+    baseline: Metrics = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def results(evidence: Evidence) -> dict[str, Value]:
         "validation": dict(evidence.validation),
         "test": dict(test.metrics) or None,
         "test_note": test.note,
+        "test_baseline": dict(test.baseline) or None,
         "announced": announced(evidence.record, evidence.trial.key),
     }
 
@@ -190,6 +193,8 @@ def _hub_name(reference: str) -> str:
 def _results(evidence: Evidence) -> list[str]:
     split = ["validation", *(["test"] if evidence.test.metrics else [])]
     columns = [evidence.validation, *([evidence.test.metrics] if evidence.test.metrics else [])]
+    if evidence.test.baseline:
+        split, columns = [*split, "test, baseline"], [*columns, evidence.test.baseline]
     rows = [(name, *(column.get(name, "") for column in columns)) for name in evidence.validation]
     return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
 
@@ -293,10 +298,7 @@ def _limits(evidence: Evidence) -> str:
     """What nobody has looked at, and what the numbers do not say."""
     plan = evidence.plan
     lines = [
-        (
-            f"Measured on {plan.rows['validation']:,} validation rows of one data set: texts of another kind, length or"
-            " language may be classified worse."
-        ),
+        f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
         f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them.",
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",
     ]

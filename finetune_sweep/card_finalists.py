@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from finetune_sweep.markdown import table
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, measured
-from finetune_sweep.selection import expected_best, still_rising
+from finetune_sweep.selection import expected_best
 
 _HOUR_S = 3600
 
@@ -59,12 +59,12 @@ def _label(record: SweepRecord, name: str) -> str:
 def _more_trials(plan: Plan, record: SweepRecord) -> str:
     """Tang et al. 2020: what a random search of fewer trials would have found on average."""
     scores = [trial.score for trial in record.ranking() if trial.score is not None]
-    curve = expected_best(scores, higher_is_better=plan.mode == "max")
-    places = sorted({max(1, len(curve) // 4), max(1, len(curve) // 2), len(curve)})
-    values = ", ".join(f"{curve[place - 1]:.4f} of {place}" for place in places)
+    count = len(scores)
+    places = sorted({max(1, count // 4), max(1, count // 2), max(1, count * 9 // 10), count})
+    curve = expected_best(scores, places, higher_is_better=plan.mode == "max")
+    values = ", ".join(f"{value:.4f} of {place}" for place, value in zip(places, curve, strict=True))
     return (
-        f"**Would more trials have helped?** The expected best {plan.sweep.metric.name} is {values} trials; the last"
-        f" tenth of them brought {still_rising(curve):.4f}."
+        f"**Would more trials have helped?** The expected best {plan.sweep.metric.name} is {values} trials."
     )
 
 

@@ -184,6 +184,20 @@ def promote(
 
 @app.command()
 @_exits
+def reproduce(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a promoted model, such as runs/NAME/best.")
+    ],
+) -> int:
+    """Train a promoted model again from the lock beside it, and say how near the result is."""
+    from finetune_sweep import reproduce as again
+
+    again.reproduce(folder, display.say)
+    return 0
+
+
+@app.command()
+@_exits
 def submit(
     sweep: SweepFile,
     address: Annotated[

@@ -48,6 +48,8 @@ def estimate(plan: Plan) -> DiskNeed:
         resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[trial.training.optimizer])
         whole = max(whole, total * _FLOAT_BYTES)
     largest = sorted(kept, reverse=True)[: sweep.keep_checkpoints]
+    if finalists := sweep.selection.finalists:
+        largest += [max(kept, default=0)] * (finalists + 1) * sweep.selection.seeds
     return DiskNeed(sum(largest) + _COPIES_OF_THE_WINNER * whole, _RESUME_FOLDERS * max(resumed, default=0))
 
 

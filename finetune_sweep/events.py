@@ -197,18 +197,22 @@ class Tracked:
 
 @dataclass(frozen=True)
 class TestIntended:
-    """The test split is about to be read for a trial's weights after an epoch: journalled before it is."""
+    """The test split is about to be read for a trial's weights after an epoch: journalled before it is.
+
+    `is_baseline` tells a champion from the baseline beside it.
+    """
 
     __test__ = False
 
     key: str
     epoch: int
     fingerprint: str
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
 class TestRead:
-    """The test split was read for a champion."""
+    """The test split was read for a champion, or for the baseline beside it."""
 
     __test__ = False
 
@@ -216,13 +220,15 @@ class TestRead:
     epoch: int
     fingerprint: str
     metrics: Metrics
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True)
 class Promoted:
     """A trial's weights after an epoch lie in `best/`. `version` is the registry's; empty until it is registered.
 
-    `instead_of` is the trial that would have been promoted by the rule, if the user preferred this one.
+    `instead_of` is the trial that would have been promoted by the rule, if the user preferred this one. `alias` is the
+    one that the version was given, and `note` says why.
     """
 
     key: str
@@ -232,6 +238,8 @@ class Promoted:
     registered_model: str
     version: str
     instead_of: str = ""
+    alias: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import StorageError
@@ -95,14 +94,10 @@ def without_predictions(record: SweepRecord, layout: Layout) -> list[str]:
     missing = []
     for run in (run for runs in record.runs().values() for run in runs if run.score is not None):
         try:
-            check_folder(_folder(run, layout))
+            check_folder(layout.predictions(run.key, run.best_epoch or 0))
         except StorageError:
             missing.append(run.key)
     return missing
-
-
-def _folder(run: TrialRecord, layout: Layout) -> Path:
-    return layout.predictions(run.key, run.best_epoch or 0)
 
 
 # ------------------------------------------------------------------------------------------------- the verdict
@@ -174,15 +169,15 @@ def _candidate(
     frozen = params["freeze_depth"] != 0
     cost = int(str(params["epochs"])) * (_FROZEN_COST if frozen else 1.0)
     scale = f"{params['model']} {params['data.max_length']}"
-    return Candidate(name, label, _runs(plan, runs, layout), cost, scale)
+    said = [read_predictions(layout, run.key, run.best_epoch or 0) for run in runs]
+    return Candidate(name, label, runs_of(plan, said), cost, scale)
 
 
-def _runs(plan: Plan, runs: Sequence[TrialRecord], layout: Layout) -> Runs:
-    """The metric of runs, from their predictions."""
+def runs_of(plan: Plan, said: Sequence[Predictions]) -> Runs:
+    """The sweep's metric of runs, from what each said of the same rows."""
     import numpy as np
 
     task, metric = TASKS[plan.sweep.task], plan.sweep.metric.name
-    said = [_predictions(run, layout) for run in runs]
     rows = [task.row_scores(predictions, metric) for predictions in said]
     known = [each for each in rows if each is not None]
     if len(known) == len(said):
@@ -196,7 +191,12 @@ def _runs(plan: Plan, runs: Sequence[TrialRecord], layout: Layout) -> Runs:
     return runs_of_score(len(said), len(said[0]), score)
 
 
-def _predictions(run: TrialRecord, layout: Layout) -> Predictions:
-    folder = _folder(run, layout)
+def read_predictions(layout: Layout, key: str, epoch: int) -> Predictions:
+    """What a trial's model said of the validation rows after an epoch.
+
+    Raises:
+        StorageError: If that was not kept, or is damaged.
+    """
+    folder = layout.predictions(key, epoch)
     check_folder(folder)
     return Predictions.load(folder / VALIDATION_PREDICTIONS)

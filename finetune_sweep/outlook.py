@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
 from finetune_sweep.disk import DiskNeed, estimate
+from finetune_sweep.finalists import baseline_config
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
+from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
+from finetune_sweep.tasks import TASKS
 from finetune_sweep.train import architecture, weights
 from finetune_sweep.trial import Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
@@ -55,6 +59,9 @@ class Outlook:
         epochs_shareable: Epochs that each schedule that shares would train; empty where none that shares nothing is.
         trained: One row for each model and freeze depth.
         disk: What it writes into the storage.
+        final_runs: Runs on fresh seeds, of the finalists and the baseline; 0 if there are none.
+        final_epochs: Epochs that these train at most.
+        smallest_gain: The gain over the baseline that they would show in four of five cases, as a part of 1.
     """
 
     plan: Plan
@@ -66,6 +73,9 @@ class Outlook:
     epochs_shareable: Mapping[str, int]
     trained: tuple[Trained, ...]
     disk: DiskNeed
+    final_runs: int = 0
+    final_epochs: int = 0
+    smallest_gain: float | None = None
 
     def to_json(self) -> dict[str, Value]:
         """What `plan --json` prints."""
@@ -84,6 +94,11 @@ class Outlook:
             "fingerprint": self.plan.fingerprint,
             "device": self.plan.device,
             "precision": self.plan.precision,
+            "finalists": {
+                "runs": self.final_runs,
+                "epochs_at_most": self.final_epochs,
+                "smallest_gain": self.smallest_gain,
+            },
             "trained": [{**vars(row)} for row in self.trained],
             "disk_bytes": {"least": self.disk.least, "per_worker": self.disk.per_worker},
             "keys": [trial.key for trial in self.plan.trials],
@@ -107,11 +122,31 @@ class Outlook:
         merged = f" ({plan.merged} more are the same as one of them)" if plan.merged else ""
         yield "trials", f"{len(plan.trials)}{merged}; {self.done} done, {self.missing} to train"
         yield "trainings", self._sharing()
+        yield from self._final_lines()
         for row in self.trained:
             yield f"freeze_depth {row.depth}", f"{Path(row.model).name}: {row}"
         yield "computes on", f"{plan.device}, {plan.precision} where precision is auto"
         yield "storage", f"{sweep.storage}/{sweep.name}"
         yield "disk", str(self.disk)
+
+    def _final_lines(self) -> Iterator[tuple[str, str]]:
+        """What choosing the winner costs, and what it can show."""
+        selection = self.plan.sweep.selection
+        if not self.final_runs:
+            yield (
+                "finalists",
+                "none: the best trial is taken as it is (selection: {finalists: 3} would compare)",
+            )
+            return
+        whole = sum(unit.epochs for unit in self.plan.units)
+        cost = f"{self.final_runs} runs, at most {self.final_epochs} epochs; the search has {whole}"
+        yield (
+            "finalists",
+            f"{selection.finalists} and the baseline, on {selection.seeds} fresh seeds each: {cost}",
+        )
+        if self.smallest_gain is not None:
+            gain = f"a gain of {self.smallest_gain:.3f} in {self.plan.sweep.metric.name} over the baseline"
+            yield "can show", f"{gain}, in four of five cases; for less, more seeds or validation rows"
 
     def _sharing(self) -> str:
         text = f"{self.trainings}, {self.epochs} epochs in all"
@@ -141,7 +176,30 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         epochs_shareable=_shareable(plan, missing),
         trained=tuple(_trained(plan)),
         disk=estimate(plan),
+        **_finals(plan),
     )
+
+
+class _Finals(TypedDict, total=False):
+    final_runs: int
+    final_epochs: int
+    smallest_gain: float | None
+
+
+def _finals(plan: Plan) -> _Finals:
+    """What the finalists come to, were they the longest trainings of the search."""
+    selection = plan.sweep.selection
+    if not selection.finalists:
+        return {}
+    baseline = plan.trial(baseline_config(plan))
+    longest = sorted((unit.epochs for unit in plan.units), reverse=True)[: selection.finalists]
+    is_rate = TASKS[plan.sweep.task].metrics[plan.sweep.metric.name] == "max"
+    gain = smallest_gain(selection.seeds, plan.rows["validation"], max(len(longest), 1)) if is_rate else None
+    return {
+        "final_runs": (len(longest) + 1) * selection.seeds,
+        "final_epochs": (sum(longest) + baseline.epochs) * selection.seeds,
+        "smallest_gain": gain,
+    }
 
 
 def _shareable(plan: Plan, missing: Sequence[Trial]) -> dict[str, int]:

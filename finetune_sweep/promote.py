@@ -13,30 +13,33 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
-from finetune_sweep import card, finalists
+from finetune_sweep import card, finalists, resolved, sealed
 from finetune_sweep.assembly import Found, assemble, evaluate_folder
 from finetune_sweep.card import Evidence, FinalTest
-from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
-from finetune_sweep.events import Promoted, TestIntended, TestRead
+from finetune_sweep.errors import StorageError, UserError, nearest
+from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, check_folder, explained, folder_aside, recover_folder
+from finetune_sweep.layout import (
+    VALIDATION_PREDICTIONS,
+    Layout,
+    check_folder,
+    folder_aside,
+    recover_folder,
+)
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
+from finetune_sweep.resolved import Champion
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import planned_data
+from finetune_sweep.verification import verify
 
 if TYPE_CHECKING:
     from finetune_sweep.train.data import Prepared
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-CONTINUOUS: Final = frozenset({"loss", "auroc"})
-"""Metrics that move with the last digits of a logit; the others count predictions."""
-TOLERANCE: Final = 1e-3
-"""Relative, for continuous metrics of a checkpoint that was trained on other hardware."""
 
 
 class Fresh(Protocol):
@@ -55,12 +58,14 @@ class Options:
         again: Whether the test split is read although it was read for an earlier champion.
         dry_run: Whether to stop after the verification, and keep nothing.
         command: What the user typed, for the card.
+        keep: Whether a trial that the user preferred stays, as long as the rule would promote the same as then.
     """
 
     key: str | None = None
     again: bool = False
     dry_run: bool = False
     command: str = "finetune-sweep run"
+    keep: bool = False
 
 
 def promote(
@@ -86,7 +91,7 @@ def promote(
         VerificationError: The checkpoint does not give the recorded metrics again.
     """
     options = options or Options()
-    winner = find_winner(plan, journal.record, options.key)
+    winner = choose(plan, journal.record, options)
     prepared = planned_data(plan)
     promotion = _Promotion(plan, journal, layout, fresh, options, winner)
     if options.dry_run:
@@ -95,7 +100,12 @@ def promote(
         return Promoted(winner.key, epoch_of(winner), winner.metrics, {}, plan.sweep.registered_model, "")
     recover_folder(layout.best)
     standing = _standing(plan, journal.record, layout, winner, prepared, options)
-    return standing or promotion.carry_out(prepared)
+    if standing is None:
+        return promotion.carry_out(prepared)
+    if options.key is not None and standing.instead_of != promotion.instead_of:
+        standing = replace(standing, instead_of=promotion.instead_of)
+        journal.append(standing)
+    return standing
 
 
 def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> TrialRecord | None:
@@ -104,7 +114,7 @@ def pending(plan: Plan, journal: Journal, layout: Layout, options: Options) -> T
     Raises:
         UserError: There is no such finished trial, or the data are no longer those of the plan.
     """
-    winner = find_winner(plan, journal.record, options.key)
+    winner = choose(plan, journal.record, options)
     standing = _standing(plan, journal.record, layout, winner, planned_data(plan), options)
     return winner if options.dry_run or standing is None else None
 
@@ -126,8 +136,10 @@ def _standing(
         plan.sweep.metric.name,
         len(card.finished(plan, record)),
         dict(prepared.fingerprints),
+        card.announced(record, winner.key),
     )
-    if tuple(results[name] for name in ("key", "metric", "finished_trials", "fingerprints")) != expected:
+    said = ("key", "metric", "finished_trials", "fingerprints", "announced")
+    if tuple(results.get(name) for name in said) != expected:
         return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
@@ -136,6 +148,19 @@ def _standing(
 def epoch_of(winner: TrialRecord) -> int:
     """The epoch after which a trial's weights are the ones that count."""
     return winner.best_epoch if winner.best_epoch is not None else 0
+
+
+def choose(plan: Plan, record: SweepRecord, options: Options) -> TrialRecord:
+    """The trial that is to be promoted.
+
+    Raises:
+        UserError: No trial is finished, or not the one that the user names.
+    """
+    winner = find_winner(plan, record, options.key)
+    promoted = record.promoted
+    if options.keep and promoted is not None and promoted.instead_of == winner.key:
+        return find_winner(plan, record, promoted.key)
+    return winner
 
 
 def find_winner(plan: Plan, record: SweepRecord, key: str | None = None) -> TrialRecord:
@@ -175,33 +200,60 @@ class _Promotion:
         trials = (*self.plan.trials, *finalists.final_runs(self.plan, self.journal.record))
         return next(trial for trial in trials if trial.key == self.winner.key)
 
+    @property
+    def instead_of(self) -> str:
+        """The trial that the rule would have promoted; empty if it is this one."""
+        by_rule = find_winner(self.plan, self.journal.record).key
+        return "" if by_rule == self.winner.key else by_rule
+
     def carry_out(self, prepared: Prepared) -> Promoted:
         self._remove_leftovers()
         with folder_aside(self.layout.best) as aside:
             found = self.verified(aside)
+            self._keep_predictions(found)
             test = self._final_test(aside, prepared.fingerprints.get("test", ""))
             card.write(self._evidence(prepared, found, test), aside)
-            with explained(aside):
-                shutil.copyfile(self.layout.resolved, aside / self.layout.resolved.name)
+            resolved.write_beside(aside, self.layout, self._champion(prepared))
         model = self.plan.sweep.registered_model
         promoted = Promoted(
-            self.winner.key, epoch_of(self.winner), self.winner.metrics, test.metrics, model, ""
+            self.winner.key,
+            epoch_of(self.winner),
+            self.winner.metrics,
+            test.metrics,
+            model,
+            "",
+            self.instead_of,
         )
         self.journal.append(promoted)
         return promoted
 
     def verified(self, folder: Path) -> Found:
         """Fills a folder with the complete model, and makes sure that it gives the recorded metrics."""
+        self.fresh(assemble, folder, self._context, self.trial, self.checked_checkpoint())
+        found = self._evaluate(folder, "validation")
+        verify(self.winner, found)
+        return found
+
+    def checked_checkpoint(self) -> Path:
+        """The checkpoint of the trial.
+
+        Raises:
+            StorageError: If it is gone or damaged.
+        """
         if self.winner.checkpoint is None:
             raise StorageError(
                 f"trial {self.winner.key} has no checkpoint any more; `run` trains it again for one"
             )
         checkpoint = self.layout.root / self.winner.checkpoint
         check_folder(checkpoint)
-        self.fresh(assemble, folder, self._context, self.trial, checkpoint)
-        found = self._evaluate(folder, "validation")
-        verify(self.winner, found)
-        return found
+        return checkpoint
+
+    def _keep_predictions(self, found: Found) -> None:
+        """Stores what the model said of the validation rows: a later champion is compared with it, row by row."""
+        folder = self.layout.predictions(self.winner.key, epoch_of(self.winner))
+        if found.predictions is not None and not folder.exists():
+            with folder_aside(folder) as aside:
+                found.predictions.save(aside / VALIDATION_PREDICTIONS)
 
     @property
     def _context(self) -> Plan:
@@ -215,30 +267,48 @@ class _Promotion:
         return self.fresh(evaluate_folder, folder, self._context, self.trial, split, threads)
 
     def _final_test(self, folder: Path, fingerprint: str) -> FinalTest:
-        """Reads the test split, unless it was read before; the intent is journalled first."""
-        if not fingerprint:
-            note = "There is no test split: nothing here was measured on rows that no choice has seen."
-            return FinalTest("", {}, note)
-        key, epoch = self.winner.key, epoch_of(self.winner)
-        intended = [entry.event for entry in self.journal.entries if isinstance(entry.event, TestIntended)]
-        of_others = {(event.key, event.epoch) for event in intended if event.fingerprint == fingerprint}
-        earlier = [f"{other} at epoch {at}" for other, at in sorted(of_others - {(key, epoch)})]
-        note = "Read once for this model, after it had been chosen."
-        if earlier:
-            note += f" It was also read for {', '.join(earlier)}, so it is no longer untouched."
-        for read in self.journal.record.test_reads:
-            if (read.key, read.epoch, read.fingerprint) == (key, epoch, fingerprint):
-                return FinalTest(fingerprint, read.metrics, note)
-        if earlier and not self.options.again:
-            note = (
-                f"Not read for this model: it was read for an earlier champion ({', '.join(earlier)}), and"
-                " read for every new one it becomes a second validation split. `--again` reads it anyway."
-            )
-            return FinalTest(fingerprint, {}, note)
-        self.journal.append(TestIntended(key, epoch, fingerprint))
-        metrics = self._evaluate(folder, "test").metrics
-        self.journal.append(TestRead(key, epoch, fingerprint, metrics))
-        return FinalTest(fingerprint, metrics, note)
+        """Reads the test split for the champion and, if it was, for the baseline."""
+        asked = sealed.Asked(self.winner.key, epoch_of(self.winner), fingerprint)
+        test = sealed.read_test(
+            self.journal, asked, lambda: self._evaluate(folder, "test").metrics, again=self.options.again
+        )
+        baseline = self._baseline()
+        if not test.metrics or baseline is None:
+            return test
+        asked = sealed.Asked(baseline.key, epoch_of(baseline), fingerprint)
+        metrics = sealed.read_baseline(self.journal, asked, lambda: self._tested(baseline).metrics)
+        return replace(test, baseline=metrics)
+
+    def _baseline(self) -> TrialRecord | None:
+        """The baseline's run to be compared with; None if it is the champion, or its checkpoint is not there."""
+        record = self.journal.record
+        run = record.trials.get(record.decided.baseline) if record.decided is not None else None
+        return None if run is None or run.key == self.winner.key or run.checkpoint is None else run
+
+    def _tested(self, run: TrialRecord) -> Found:
+        """A run's complete model on the test split; nothing of it is kept."""
+        other = replace(self, winner=run)
+        with tempfile.TemporaryDirectory(".tmp", ".best.", self.layout.root) as folder:
+            self.fresh(assemble, Path(folder), self._context, other.trial, other.checked_checkpoint())
+            return other._evaluate(Path(folder), "test")  # noqa: SLF001 - of its own class
+
+    def _champion(self, prepared: Prepared) -> Champion:
+        """What the lock beside the model says of it."""
+        record, winner = self.journal.record, self.winner
+        scores = record.decided.scores if record.decided is not None else {}
+        spreads = [
+            scores[name]["spread"]
+            for name, runs in record.runs().items()
+            if name in scores and winner.key in {run.key for run in runs}
+        ]
+        return Champion(
+            self.trial,
+            epoch_of(winner),
+            winner.metrics,
+            winner.worker,
+            prepared.fingerprints,
+            spreads[0] if spreads else None,
+        )
 
     def _evidence(self, prepared: Prepared, found: Found, test: FinalTest) -> Evidence:
         return Evidence(
@@ -256,26 +326,3 @@ class _Promotion:
         """Deletes what killed promotions left beside `best/`."""
         for folder in self.layout.root.glob(f".{self.layout.best.name}.*.tmp"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def verify(recorded: TrialRecord, found: Found) -> None:
-    """Compares metrics with the recorded ones: to the last digit on the host and kind of device that trained.
-
-    Elsewhere sums may be taken in another order: there, `CONTINUOUS` metrics may differ by `TOLERANCE`.
-
-    Raises:
-        VerificationError: One of them differs; names all of these.
-    """
-    worker = recorded.worker
-    is_same = worker is not None and (worker.host, worker.device) == (found.host, found.device)
-    differing = []
-    for name, expected in recorded.metrics.items():
-        value = found.metrics.get(name, float("nan"))
-        allowed = abs(expected) * TOLERANCE if name in CONTINUOUS and not is_same else 0.0
-        if not abs(value - expected) <= allowed:
-            differing.append(f"{name} was recorded as {expected!r}, found {value!r}")
-    if differing:
-        raise VerificationError(
-            f"trial {recorded.key} is not promoted: its checkpoint, loaded afresh, gives other validation"
-            f" metrics: {'; '.join(differing)}. Other versions of libraries can be the cause."
-        )

@@ -143,6 +143,7 @@ class SweepRecord:
     exit_code: int | None = None
     started: float | None = None
     updated: float | None = None
+    _stages: dict[str, Stage] = field(default_factory=dict)
 
     def apply(self, entry: Entry) -> None:
         """Moves the state on by one entry."""
@@ -177,6 +178,9 @@ class SweepRecord:
             case FinalistsPlanned():
                 if event != self.finalists:
                     self.finalists, self.decided = event, None
+                for name, keys in event.candidates.items():
+                    stage: Stage = "baseline" if name == event.baseline else "finalist"
+                    self._stages |= dict.fromkeys(keys, stage)
             case Decided():
                 self.decided = event
 
@@ -230,12 +234,8 @@ class SweepRecord:
         return list({trial.key: trial for trial in (*self.current(), *runs)}.values())
 
     def stage(self, key: str) -> Stage:
-        """For what a trial is run: the search, a finalist, the baseline."""
-        if self.finalists is not None:
-            for name, keys in self.finalists.candidates.items():
-                if key in keys:
-                    return "baseline" if name == self.finalists.baseline else "finalist"
-        return "search"
+        """For what a trial is run, or once was: the search, a finalist, the baseline."""
+        return self._stages.get(key, "search")
 
     def ranking(self) -> list[TrialRecord]:
         """The finished trials of the search, best first; ties go to the fewest epochs, then the plan's order."""
@@ -258,6 +258,8 @@ class SweepRecord:
     def promotable(self, count: int) -> list[TrialRecord]:
         """The trials whose checkpoints may still be asked for: the best of the search, and finalists' runs.
 
+        After the verdict these are the winner and the baseline.
+
         Args:
             count: How many of the search.
         """
@@ -265,8 +267,9 @@ class SweepRecord:
         for runs in self.runs().values():
             median = self.median(runs)
             kept += runs if median is None else [median]
-        if self.decided is not None and (winner := self.trials.get(self.decided.winner)) is not None:
-            kept = [*self.ranking()[:count], winner]
+        if self.decided is not None:
+            asked = (self.decided.winner, self.decided.baseline)
+            kept = [*self.ranking()[:count], *(self.trials[key] for key in asked if key in self.trials)]
         return kept
 
     def best(self) -> TrialRecord | None:

@@ -1,4 +1,4 @@
-"""The MLflow model registry: what lies in `best/` becomes a version of it, and the alias `champion` moves."""
+"""The MLflow model registry: what lies in `best/` becomes a version of it, with the alias that it deserves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep import card
 from finetune_sweep.assembly import load_as_user
+from finetune_sweep.challenge import CHALLENGER, CHAMPION, challenge
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-ALIAS: Final = "champion"
-"""The alias of the promoted version in the registry."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -44,9 +43,11 @@ class Registered:
 
 
 def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
-    """Gives what lies in `best/` to the MLflow registry, unless it is there, with the alias `champion`.
+    """Gives what lies in `best/` to the MLflow registry, unless it is there.
 
-    The alias of a version that was journalled before is left where it is: a rollback may have moved it.
+    It becomes `champion` if there is none, if the present one was measured on other data, if the user preferred this
+    trial, or if it is better beyond doubt; else `challenger`. The alias of a version that was journalled before is left
+    where it is: a rollback may have moved it.
 
     Returns:
         What was promoted, with its version, as journalled.
@@ -73,10 +74,31 @@ def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
             if run_id is None:
                 raise TrackingError(f"{otherwise}: neither the trial nor the sweep has a run in MLflow yet")
             version = _create_version(client, plan, layout, promoted, client.get_run(run_id))
-        client.set_registered_model_alias(name, ALIAS, str(version.version))
-    registered = replace(promoted, registered_model=name, version=str(version.version))
+        alias, note = _deserved(client, plan, layout, promoted, version)
+        client.set_registered_model_alias(name, alias, str(version.version))
+        if alias == CHAMPION:
+            client.delete_registered_model_alias(name, CHALLENGER)
+    registered = replace(
+        promoted, registered_model=name, version=str(version.version), alias=alias, note=note
+    )
     journal.append(registered)
     return registered
+
+
+def _deserved(
+    client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, version: ModelVersion
+) -> tuple[str, str]:
+    """The alias that a version gets, and why."""
+    others = [v for v in _versions(client, plan.sweep.registered_model) if CHAMPION in (v.aliases or ())]
+    if not others or str(others[0].version) == str(version.version):
+        return CHAMPION, ""
+    tags = others[0].tags
+    if tags.get(_FINGERPRINT_TAG) != plan.fingerprint:
+        return CHAMPION, "the champion before it was measured on other data, so they cannot be compared"
+    if promoted.instead_of:
+        return CHAMPION, "--trial chose it"
+    old = (tags.get(TAG + "sweep", ""), tags.get(KEY_TAG, ""), int(tags.get(TAG + "epoch", "0")))
+    return challenge(plan, layout, promoted, old)
 
 
 def rollback(plan: Plan, layout: Layout) -> Registered:
@@ -92,17 +114,17 @@ def rollback(plan: Plan, layout: Layout) -> Registered:
         TrackingError: MLflow could not be reached.
     """
     name = plan.sweep.registered_model
-    with _mlflow(plan, layout, f"the alias {ALIAS!r} of {name} was not moved") as client:
+    with _mlflow(plan, layout, f"the alias {CHAMPION!r} of {name} was not moved") as client:
         versions = _versions(client, name)
-        present = [v for v in versions if ALIAS in (v.aliases or ())]
+        present = [v for v in versions if CHAMPION in (v.aliases or ())]
         if not present:
-            raise UserError(f"no version of the registered model {name!r} has the alias {ALIAS!r}")
+            raise UserError(f"no version of the registered model {name!r} has the alias {CHAMPION!r}")
         older = [v for v in versions if int(v.version) < int(present[-1].version)]
         if not older:
             raise UserError(
                 f"{name!r} has no version before {present[-1].version}, so there is nothing to go back to"
             )
-        client.set_registered_model_alias(name, ALIAS, str(older[-1].version))
+        client.set_registered_model_alias(name, CHAMPION, str(older[-1].version))
     return Registered(name, str(older[-1].version), older[-1].tags.get(KEY_TAG, ""))
 
 

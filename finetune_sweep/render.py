@@ -121,6 +121,11 @@ def render_result(report: SweepReport, places: Mapping[str, Path | str]) -> Rend
         lines.append(("test", _metrics(promoted.test_metrics) or "not read; the model card says why"))
         if promoted.version:
             lines.append(("registered", f"{promoted.registered_model} version {promoted.version}"))
+        if promoted.note:
+            lines.append((promoted.alias, promoted.note))
+        if promoted.instead_of:
+            chosen = f"--trial chose it over {promoted.instead_of}; `promote` without it goes back"
+            lines.append(("preferred", chosen))
     lines += [
         (name, str(place.absolute() if isinstance(place, Path) else place)) for name, place in places.items()
     ]

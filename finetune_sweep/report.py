@@ -14,7 +14,7 @@ from typing import Literal
 
 from finetune_sweep.events import Decided, Failure, Promoted, TrialState
 from finetune_sweep.record import Stage, SweepRecord, TrialRecord, measured
-from finetune_sweep.selection import expected_best
+from finetune_sweep.selection import expected_best, places_on_a_curve
 from finetune_sweep.trial import trajectory
 from finetune_sweep.yamlio import Value
 
@@ -100,7 +100,7 @@ class SweepReport:
         ranking: The keys of the finished trials of the search, best first.
         finalists: Each finalist with the keys of its runs, best first, the baseline last.
         decided: What the finalists came to.
-        expected_best: By a random search, the expected best score of 1, 2, ... trials.
+        expected_best: Of a random search, numbers of trials and the expected best score of so many.
         promoted: What lies in `best/`.
         train_seconds: Spent on training and evaluating, by all workers together; shared training counts once.
         seconds_left: Until the last trial ends, by estimate; None when nothing runs or was measured.
@@ -116,7 +116,7 @@ class SweepReport:
     seconds_left: float | None
     finalists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     decided: Decided | None = None
-    expected_best: tuple[float, ...] = ()
+    expected_best: tuple[tuple[int, float], ...] = ()
 
     @property
     def searched(self) -> tuple[TrialReport, ...]:
@@ -169,7 +169,8 @@ class SweepReport:
             "best": best,
             "verdict": verdict_json(self.decided) if self.decided is not None else None,
         }
-        return content | ({"expected_best": list(self.expected_best)} if self.expected_best else {})
+        curve: list[Value] = [list(point) for point in self.expected_best]
+        return content | ({"expected_best": curve} if curve else {})
 
 
 def verdict_json(decided: Decided) -> dict[str, Value]:
@@ -202,7 +203,11 @@ def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None
         dataclasses.replace(_trial(t, longest[t.key], current=True), stage=record.stage(t.key))
         for t in record.all_current()
     ]
-    gone = [_trial(t, t.key, current=False) for key, t in record.trials.items() if key not in longest]
+    gone = [
+        dataclasses.replace(_trial(t, t.key, current=False), stage=record.stage(key))
+        for key, t in record.trials.items()
+        if key not in longest
+    ]
     return SweepReport(
         sweep=sweep_name,
         state=_state(record, locked=locked),
@@ -218,11 +223,13 @@ def status(record: SweepRecord, sweep_name: str, locked: bool, slots: int | None
     )
 
 
-def _expected_best(record: SweepRecord) -> tuple[float, ...]:
+def _expected_best(record: SweepRecord) -> tuple[tuple[int, float], ...]:
     if record.plan is None or record.plan.search != "random":
         return ()
     scores = [trial.score for trial in record.ranking() if trial.score is not None]
-    return tuple(expected_best(scores, higher_is_better=record.plan.mode == "max"))
+    places = places_on_a_curve(len(scores))
+    curve = expected_best(scores, places, higher_is_better=record.plan.mode == "max")
+    return tuple(zip(places, curve, strict=True))
 
 
 def _trial(trial: TrialRecord, trajectory: str, *, current: bool) -> TrialReport:

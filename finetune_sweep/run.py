@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from finetune_sweep import disk, display, finalists, promote, registry, report, resolved
+from finetune_sweep import disk, display, finalists, promote, registry, report, resolved, siblings
+from finetune_sweep.assembly import evaluate_folder
 from finetune_sweep.errors import Interrupted, SweepError, TrackingError, UserError
-from finetune_sweep.events import SessionEnded
+from finetune_sweep.events import SessionEnded, TrialEnded
 from finetune_sweep.journal import Journal, read
 from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder
 from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
@@ -27,6 +28,9 @@ from finetune_sweep.tracking import Mirror
 if TYPE_CHECKING:
     from finetune_sweep.tune.driver import Driver
     from finetune_sweep.tune.engine import Engine
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 INTERRUPTED: Final = 130
 """The exit code of a session that a signal ended."""
@@ -51,12 +55,14 @@ class Session:
         self.journal.append(*self.mirror.collect())
         self.display.update(self.journal.record)
 
-    def driver(self, plan: Plan, *, finals: bool = False) -> Driver:
-        """What trains a plan; `finals` if its trials are the finalists' runs."""
+    def driver(self, plan: Plan | None = None, *, finals: bool = False) -> Driver:
+        """What trains the plan as it is now, or another one: that of the finalists' runs."""
         from finetune_sweep.tune.driver import Driver
 
-        is_stopping = self.signals.is_stopping
-        return Driver(plan, self.layout, self.journal, self.engine, self.on_change, is_stopping, finals)
+        stop = self.signals.is_stopping
+        return Driver(
+            plan or self.plan, self.layout, self.journal, self.engine, self.on_change, stop, finals=finals
+        )
 
 
 @dataclass
@@ -120,7 +126,7 @@ def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
     def steps(session: Session) -> int:
         _train(session)
         _choose(session)
-        _promote(session, promote.Options(command=command))
+        _promote(session, promote.Options(command=command, keep=True))
         return 1 if _failed(session) else 0
 
     return _drive(sweep, address, steps)
@@ -276,7 +282,8 @@ def _signals() -> Iterator[Signals]:
 
 
 def _train(session: Session) -> None:
-    plan, engine, driver = session.plan, session.engine, session.driver(session.plan)
+    plan, engine, driver = session.plan, session.engine, session.driver()
+    _take_over(session, plan)
     missing = sum(len(unit.trials) for unit in remaining(plan, session.journal.record, {})) + driver.unasked()
     if not missing:
         session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
@@ -289,6 +296,18 @@ def _train(session: Session) -> None:
     session.plan = driver.plan
 
 
+def _take_over(session: Session, plan: Plan) -> None:
+    """Takes the results of trials that another sweep of the storage has trained."""
+    record = session.journal.record
+    missing = [trial.key for unit in remaining(plan, record, {}) for trial in unit.trials]
+    events = siblings.taken_over(missing, record, session.layout)
+    origins = {event.key: event.reused_from for event in events if isinstance(event, TrialEnded)}
+    if origins:
+        session.journal.append(*events)
+        names = ", ".join(sorted(set(origins.values())))
+        session.display.note(f"{len(origins)} trials were trained before, by the sweep {names}")
+
+
 def _choose(session: Session) -> None:
     """Runs the best configurations and the baseline on fresh seeds, and notes who won; nothing if that is done."""
     plan, journal, layout = session.plan, session.journal, session.layout
@@ -298,6 +317,7 @@ def _choose(session: Session) -> None:
     if not event.candidates:
         return
     final = dataclasses.replace(plan, trials=finalists.final_runs(plan, journal.record))
+    _take_over(session, final)
     driver = session.driver(final, finals=True)
     missing = sum(len(unit.trials) for unit in remaining(final, journal.record, {}))
     if missing:
@@ -306,8 +326,12 @@ def _choose(session: Session) -> None:
         )
         driver.train()
     for key in finalists.without_predictions(journal.record, layout):
+        copied = siblings.copied(journal.record.trials[key], layout)
+        journal.append(*([copied] if copied is not None else []))
+    for key in finalists.without_predictions(journal.record, layout):
         driver.train_again(key)
-    decided = finalists.conclude(plan, journal.record, layout)
+    with session.signals.raised():
+        decided = finalists.conclude(plan, journal.record, layout)
     if decided is not None and decided != journal.record.decided:
         journal.append(decided)
     driver.retain()
@@ -325,7 +349,7 @@ def _promote(session: Session, options: promote.Options) -> None:
         plan = dataclasses.replace(session.plan, trials=(*session.plan.trials, *final))
         session.driver(plan).ensure_checkpoint(winner.key)
     with session.signals.raised():
-        promote.promote(session.plan, session.journal, session.layout, session.engine.fresh, options)
+        promote.promote(session.plan, session.journal, session.layout, _processes(session.engine), options)
         if options.dry_run:
             session.display.note(
                 "the winner gives its recorded metrics again; nothing was changed (--dry-run)"
@@ -334,6 +358,16 @@ def _promote(session: Session, options: promote.Options) -> None:
         session.mirror.flush(_MIRROR_TIMEOUT_S)
         session.on_change()
         registry.register(session.plan, session.journal, session.layout)
+
+
+def _processes(engine: Engine) -> promote.Fresh:
+    """A fresh process for each step of a promotion; both evaluations may share one that did nothing else."""
+
+    def fresh(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        run_in = engine.fresh_once if function is evaluate_folder else engine.fresh
+        return run_in(function, *args, **kwargs)
+
+    return fresh
 
 
 def _nothing_finished(session: Session) -> str:

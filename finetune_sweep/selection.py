@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -227,26 +226,34 @@ def smallest_gain(seeds: int, examples: int, finalists: int, noise: Noise | None
     return (quantile + _Z_OF_POWER) * math.sqrt(variance)
 
 
-def expected_best(scores: Sequence[float], *, higher_is_better: bool = True) -> list[float]:
-    """The expected best of 1, 2, ... of these trials, were they drawn anew.
+def expected_best(
+    scores: Sequence[float], sizes: Sequence[int] | None = None, *, higher_is_better: bool = True
+) -> list[float]:
+    """The expected best of so many of these trials, were they drawn anew.
 
     The unbiased estimate of Tang et al. 2020 ("Showing Your Work Doesn't Always Work"), a mean over all subsets; it
     means something only for trials that were drawn independently, by a random search.
+
+    Args:
+        scores: Of all trials.
+        sizes: Numbers of trials, from 1 to that of the scores; None for all of these.
+        higher_is_better: Of the scores.
     """
     sign = 1.0 if higher_is_better else -1.0
-    ordered = np.sort(sign * np.asarray(scores, dtype=np.float64))
+    ordered = np.sort(sign * np.asarray(scores, dtype=np.float64))[::-1]
     count = len(ordered)
     curve = []
-    for size in range(1, count + 1):
-        # The i-th smallest is the best of comb(i, size - 1) subsets of this size.
-        weights = [math.comb(below, size - 1) / math.comb(count, size) for below in range(count)]
-        curve.append(sign * float(np.dot(weights, ordered)))
+    for size in sizes if sizes is not None else range(1, count + 1):
+        # The best is in size / count of the subsets; the next one leads those of the rest without it, and so on.
+        below = np.arange(count - 1, 0, -1)
+        steps = np.maximum(below - size + 1, 0) / below
+        weights = size / count * np.concatenate([[1.0], np.cumprod(steps)])
+        curve.append(sign * float(weights @ ordered))
     return curve
 
 
-def still_rising(curve: Sequence[float]) -> float:
-    """What the last tenth of the trials brought, by the curve of `expected_best`; 0 of fewer than two."""
-    if len(curve) < 2:
-        return 0.0
-    steps = [abs(after - before) for before, after in pairwise(curve)]
-    return sum(steps[-max(1, len(curve) // 10) :])
+def places_on_a_curve(count: int, most: int = 100) -> list[int]:
+    """Numbers of trials from 1 to `count`, all of them or, closer at the beginning, so many."""
+    if count <= most:
+        return list(range(1, count + 1))
+    return sorted({round(count ** (place / (most - 1))) for place in range(most)})

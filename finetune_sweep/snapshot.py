@@ -190,9 +190,10 @@ class View:
             case TrialEnded(key):
                 self._note_progress(entry.time)
                 keys = ("", key)
-            case TestRead(_, _, _, metrics):
+            case TestRead(_, _, _, metrics, is_baseline):
                 step, moment = len(self.record.test_reads), _ms(entry.time)
-                self._history += [Point(f"test_{n}", v, moment, step) for n, v in metrics.items()]
+                what = "test_baseline" if is_baseline else "test"
+                self._history += [Point(f"{what}_{n}", v, moment, step) for n, v in metrics.items()]
             case SweepPlanned():
                 self._current = frozenset(entry.event.keys)
                 self._note_progress(entry.time)
@@ -246,7 +247,8 @@ class View:
         if found is None:
             return None
         stage = self.record.stage(key)
-        is_current = key in self._current or stage != "search"
+        runs = self.record.finalists.candidates.values() if self.record.finalists is not None else ()
+        is_current = key in self._current or any(key in keys for keys in runs)
         tags = {**self._identity(), **found.tags, TAG + "current": _text(is_current), TAG + "stage": stage}
         return dataclasses.replace(found, tags=tags, data=self._data(plan) if is_current else None)
 

@@ -302,6 +302,7 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
         "search: {type: grid}",
         _metric_line(Counter(train["label"])),
         f"training: {{lr_schedule: {{type: constant, warmup_steps: {min(20, len(train) // 16)}}}}}",
+        _selection_line(len(train)),
         _line("resources_per_trial: {cpu: 1}", "gpu: 1 gives each trial a GPU"),
     ]
     return "\n".join(lines) + "\n"
@@ -317,6 +318,14 @@ def _searched(rows: int) -> tuple[str, str, str]:
     if rows < _FEW_TO_TRAIN:
         return "5e-5, 1e-4, 2e-4", "2, 4, 6", ""
     return "2e-5, 5e-5, 1e-4", "2, 3, 4", ""
+
+
+def _selection_line(rows: int) -> str:
+    if rows < _VERY_FEW_TO_TRAIN:
+        return _line("selection: {finalists: 0}", "so few validation rows tell no settings apart")
+    return _line(
+        "selection: {finalists: 3, seeds: 3}", "the best few again, beside a baseline, on fresh seeds"
+    )
 
 
 def _line(setting: str, comment: str) -> str:

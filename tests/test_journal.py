@@ -54,6 +54,8 @@ values: st.SearchStrategy[Value] = st.recursive(
     max_leaves=5,
 )
 texts = {
+    "alias",
+    "note",
     "reused_from",
     "search",
     "baseline",
@@ -79,7 +81,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys(["metrics", "test_metrics", "train_metrics"], metrics),
     **dict.fromkeys(["config", "params"], st.dictionaries(words, values, max_size=3)),
     **dict.fromkeys(["best_epoch", "stopped_early_at"], st.none() | whole),
-    **dict.fromkeys(["beats_baseline", "told_apart"], st.booleans()),
+    **dict.fromkeys(["beats_baseline", "is_baseline", "told_apart"], st.booleans()),
     **dict.fromkeys(["difference", "low", "high"], st.none() | floats),
     "candidates": st.dictionaries(words, st.lists(words, max_size=3).map(tuple), max_size=3),
     "scores": st.dictionaries(words, metrics, max_size=3),

@@ -13,6 +13,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.events import Entry, Failure, TrialEnded, TrialPlanned
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
+from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Training
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
@@ -270,6 +271,30 @@ def test_nothing_is_shared_where_it_is_switched_off(write_sweep: WriteSweep) -> 
     units = planned(write_sweep(), "speed.share_trajectories=false").units
 
     assert [len(unit.trials) for unit in units] == [1] * 4
+
+
+def test_the_outlook_says_what_the_finalists_cost_and_can_show(write_sweep: WriteSweep) -> None:
+    """Two trainings of 2 epochs and the baseline's 3, on 3 seeds: 21 epochs."""
+    made = planned(write_sweep(extra="selection: {finalists: 5, seeds: 3}\n"))
+    seen = outlook.look(made, SweepRecord())
+    assert (seen.final_runs, seen.final_epochs) == (9, 21)
+    assert seen.smallest_gain == smallest_gain(3, made.rows["validation"], 2)
+    text = dict(seen.lines())
+    assert "9 runs, at most 21 epochs; the search has 4" in text["finalists"]
+    assert f"a gain of {seen.smallest_gain:.3f} in accuracy" in text["can show"]
+
+    by_loss = outlook.look(
+        planned(write_sweep(extra="selection: {finalists: 1}\n"), "metric=loss"), SweepRecord()
+    )
+    assert (by_loss.final_runs, by_loss.smallest_gain) == (6, None)
+    assert outlook.look(planned(write_sweep()), SweepRecord()).final_runs == 0
+
+
+def test_seeds_do_not_share_a_training(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep())
+    other = [made.trial(trial.config, seed=7) for trial in made.trials]
+    assert not {trial.key for trial in other} & set(keys(made))
+    assert [len(unit.trials) for unit in work_units([*made.trials, *other])] == [2, 2, 2, 2]
 
 
 def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None:

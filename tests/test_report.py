@@ -34,6 +34,7 @@ FIELDS = {
     "best_epoch",
     "attempts",
     "mlflow_run_id",
+    "stage",
 }
 
 
@@ -92,6 +93,7 @@ def test_an_empty_journal_is_a_planned_sweep_without_trials() -> None:
         "state": "planned",
         "trials": [],
         "best": None,
+        "verdict": None,
     }
 
 
@@ -114,7 +116,7 @@ def test_a_sweep_whose_trials_all_ended_is_finished_if_one_has_a_result() -> Non
 
 def test_the_json_has_the_documented_fields_and_the_best_has_its_score() -> None:
     content = status(record_of(*HALF, Tracked("a2", "run")), "s", locked=True).to_json()
-    assert list(content) == ["sweep", "state", "trials", "best"]
+    assert list(content) == ["sweep", "state", "trials", "best", "verdict"]
     trials, best = content["trials"], content["best"]
     assert isinstance(trials, list)
     assert isinstance(best, dict)
@@ -130,6 +132,7 @@ def test_the_json_has_the_documented_fields_and_the_best_has_its_score() -> None
         "best_epoch": 2,
         "attempts": 1,
         "mlflow_run_id": "run",
+        "stage": "search",
         "score": 0.8,
     }
 

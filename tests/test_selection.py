@@ -14,10 +14,10 @@ from finetune_sweep.selection import (
     Runs,
     expected_best,
     intervals,
+    places_on_a_curve,
     runs_of_rows,
     runs_of_score,
     smallest_gain,
-    still_rising,
 )
 from finetune_sweep.verdict import Candidate, decide
 
@@ -156,10 +156,13 @@ def test_the_expected_best_is_the_mean_over_all_subsets() -> None:
     assert lowest[0] == pytest.approx(0.75)
 
 
-def test_a_curve_that_rises_to_its_end_says_so() -> None:
-    assert still_rising([0.5, 0.6, 0.7]) == pytest.approx(0.1)
-    assert still_rising([0.5, 0.7, 0.7]) == 0.0
-    assert still_rising([0.5]) == 0.0
+def test_the_expected_best_of_thousands_is_looked_at_in_a_hundred_places() -> None:
+    places = places_on_a_curve(5000)
+    assert (places[0], places[-1], len(places) <= 100) == (1, 5000, True)
+    curve = expected_best([number / 5000 for number in range(5000)], places)
+    assert curve == sorted(curve)
+    assert curve[-1] == pytest.approx(4999 / 5000)
+    assert places_on_a_curve(3) == [1, 2, 3]
 
 
 def test_more_seeds_and_more_examples_show_smaller_gains() -> None:

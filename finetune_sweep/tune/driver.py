@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ray import tune
 
-from finetune_sweep import disk
+from finetune_sweep import disk, siblings
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
@@ -87,7 +87,7 @@ class Driver:
             self.journal.append(*(TrialEnded(t.key, "failed", failure=failure) for t in unit.trials))
 
     def is_late(self) -> bool:
-        """Whether `max_hours` have passed: then nothing more is started."""
+        """Whether `max_hours` of the search have passed: then nothing more is started."""
         hours = None if self.finals else self.plan.sweep.search.max_hours
         return hours is not None and time.monotonic() > self.started + hours * 3600
 
@@ -113,6 +113,10 @@ class Driver:
             StorageError: If it could not be made again.
         """
         if self._has_checkpoint(self.journal.record.trials[key]):
+            return
+        copied = siblings.copied(self.journal.record.trials[key], self.layout)
+        if copied is not None:
+            self.journal.append(copied)
             return
         self.train_again(key)
         if not self._has_checkpoint(self.journal.record.trials[key]):

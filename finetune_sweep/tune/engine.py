@@ -99,16 +99,32 @@ class Engine:
         Raises:
             Exception: Whatever the function raises.
         """
+        return self._remote(function, calls=1)(*args, **kwargs)
+
+    def fresh_once(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same in a process that may have run this very function once before, and nothing else.
+
+        Raises:
+            Exception: Whatever the function raises.
+        """
+        return self._remote(function, calls=2)(*args, **kwargs)
+
+    def _remote(self, function: Callable[P, R], calls: int) -> Callable[P, R]:
+        """The function as a task of Ray, whose process ends after so many calls."""
         import ray
 
         self._ensure_started()
         cpu, gpu = self._resources.cpu, self._resources.gpu
-        task = ray.remote(num_cpus=cpu, num_gpus=gpu, max_calls=1, max_retries=1)(function)
-        try:
-            result: R = ray.get(task.remote(*args, **kwargs))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        return result
+        task = ray.remote(num_cpus=cpu, num_gpus=gpu, max_calls=calls, max_retries=1)(function)
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                result: R = ray.get(task.remote(*args, **kwargs))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            return result
+
+        return call
 
     def _ensure_started(self) -> None:
         if self._is_started:

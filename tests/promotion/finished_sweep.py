@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from finetune_sweep import card, promote, yamlio
+from finetune_sweep import card, promote, resolved
 from finetune_sweep.events import Event, Promoted
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout, SweepLock
@@ -150,7 +150,7 @@ def train(folder: Path, data: str, uri: str = "sqlite:///mlflow.db") -> Trained:
     torch.set_num_threads(1)
     loaded = Loaded(plan)
     with hold(Trained(plan, layout)) as held:
-        layout.resolved.write_text(yamlio.dump({"name": sweep.name}))
+        resolved.write(plan, layout)
         held.journal.append(*plan.events())
         for unit in plan.units:
             for events in run_unit(Assignment(unit), plan, layout, loaded):

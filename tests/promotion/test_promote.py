@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune_sweep import assembly, card, promote
+from finetune_sweep import assembly, card, promote, resolved, verification
 from finetune_sweep.assembly import Found
 from finetune_sweep.errors import StorageError, UserError, VerificationError
 from finetune_sweep.events import Promoted, TestIntended, TestRead, TrialEnded
@@ -83,7 +83,8 @@ def test_what_is_journalled_is_what_was_measured(promoted: Opened) -> None:
         winner.metrics,
         tested.metrics,
     )
-    assert (promoted.layout.best / "sweep.lock.yaml").read_bytes() == promoted.layout.resolved.read_bytes()
+    lock = resolved.read_beside(promoted.layout.best)
+    assert (lock.key, lock.epoch, lock.metrics) == (winner.key, winner.best_epoch, winner.metrics)
 
 
 def test_the_card_says_where_the_checkpoint_comes_from(promoted: Opened) -> None:
@@ -274,15 +275,15 @@ def test_only_another_host_or_device_may_move_the_last_digits(sweep: Opened) -> 
 
     near = Found(off("loss", 1.0005), winner.worker.host, winner.worker.device, {})
     with pytest.raises(VerificationError, match="loss"):
-        promote.verify(winner, near)
-    promote.verify(winner, replace(near, host="elsewhere"))
-    promote.verify(winner, replace(near, device="cuda"))
+        verification.verify(winner, near)
+    verification.verify(winner, replace(near, host="elsewhere"))
+    verification.verify(winner, replace(near, device="cuda"))
     with pytest.raises(VerificationError, match="loss"):
-        promote.verify(winner, replace(near, host="elsewhere", metrics=off("loss", 1.002)))
+        verification.verify(winner, replace(near, host="elsewhere", metrics=off("loss", 1.002)))
     with pytest.raises(VerificationError, match="accuracy"):
-        promote.verify(winner, replace(near, host="elsewhere", metrics=off("accuracy", 1.0005)))
+        verification.verify(winner, replace(near, host="elsewhere", metrics=off("accuracy", 1.0005)))
     with pytest.raises(VerificationError, match=r"loss was recorded as .* found nan"):
-        promote.verify(winner, replace(near, metrics=off("loss", float("nan"))))
+        verification.verify(winner, replace(near, metrics=off("loss", float("nan"))))
 
 
 def test_data_that_changed_since_the_plan_are_refused(sweep: Opened) -> None:
@@ -306,6 +307,18 @@ def test_a_folder_without_its_class_names_or_weights_is_refused(promoted: Opened
 
 
 # --------------------------------------------------------------------------------------------- the test split
+
+
+def test_a_trial_that_the_user_preferred_stays_until_the_rule_names_another(promoted: Opened) -> None:
+    first, second, third = (trial.key for trial in promoted.ranking[:3])
+    preferred = promoted.promote(here, Options(key=second))
+    assert (preferred.key, preferred.instead_of) == (second, first)
+
+    assert promoted.promote(never, Options(keep=True)) == preferred
+    assert promoted.promote(here).key == first
+    promoted.promote(here, Options(key=third))
+    promoted.ranking[0].score = None
+    assert promoted.promote(here, Options(keep=True)).key == second
 
 
 def test_a_later_champion_does_not_read_the_test_split(promoted: Opened) -> None:
@@ -389,12 +402,20 @@ def fresh(function, *args):
         os.kill(os.getpid(), signal.SIGKILL)
     return function(*args)
 
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if moment == "card":
+    promote.card.write = die
+if moment == "lock":
+    promote.resolved.write_beside = die
+
 with SweepLock(layout) as lock:
     promote.promote(plan, Dying(layout, lock.owner), layout, fresh, options)
 """
 
 
-@pytest.mark.parametrize("moment", ["test", "journal"])
+@pytest.mark.parametrize("moment", ["test", "card", "lock", "journal"])
 def test_a_killed_promotion_leaves_the_old_best_or_the_new_one(
     promoted_template: Trained, tmp_path: Path, moment: str
 ) -> None:
@@ -407,7 +428,7 @@ def test_a_killed_promotion_leaves_the_old_best_or_the_new_one(
     assert killed.returncode == -signal.SIGKILL
     check_folder(layout.best)
     with hold(Trained(promoted_template.plan, layout)) as held:
-        assert held.results()["key"] == (first if moment == "test" else second)
+        assert held.results()["key"] == (second if moment == "journal" else first)
         assert held.journal.record.promoted is not None
         assert held.journal.record.promoted.key == first
         assert held.promote(here, options).key == second

@@ -94,9 +94,33 @@ def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Ope
     tracked.promote(here, Options(key=first))
     assert register(tracked).version == "1"
     last, epoch = cast("Promoted", tracked.journal.record.promoted), promote.epoch_of(tracked.ranking[1])
-    tracked.journal.append(replace(last, key=second, epoch=epoch, version=""))
+    tracked.journal.append(replace(last, key=second, epoch=epoch, version="", instead_of=first))
     assert register(tracked).version == "2"
     assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
+
+
+def test_what_is_not_better_beyond_doubt_is_a_challenger(tracked: Opened) -> None:
+    first, second = (trial.key for trial in tracked.ranking[:2])
+    assert (register(tracked).alias, register(tracked).note) == ("champion", "")
+
+    chosen = tracked.promote(here, Options(key=second))
+    tracked.journal.append(replace(chosen, instead_of=""))
+    challenger = register(tracked)
+    assert (challenger.version, challenger.alias) == ("2", "challenger")
+    assert challenger.note.startswith("it is not better than the champion beyond doubt: by -")
+    client = client_of(tracked)
+    assert client.get_model_version_by_alias("tiny classifier", "champion").tags[KEY_TAG] == first
+    assert client.get_model_version_by_alias("tiny classifier", "challenger").tags[KEY_TAG] == second
+
+
+def test_a_champion_on_other_data_gives_way(tracked: Opened) -> None:
+    register(tracked)
+    client = client_of(tracked)
+    client.set_model_version_tag("tiny classifier", "1", TAG + "fingerprint", "other")
+    tracked.journal.append(replace(cast("Promoted", tracked.journal.record.promoted), version=""))
+    newer = register(tracked)
+    assert (newer.version, newer.alias) == ("2", "champion")
+    assert "other data" in newer.note
 
 
 def test_rolling_back_without_a_champion_is_refused(tracked: Opened) -> None:

@@ -373,3 +373,16 @@ def test_metrics_are_those_of_scikit_learn(classes: int, seed: int) -> None:
     )
     assert found["mcc"] == pytest.approx(metrics.matthews_corrcoef(labels, guesses), abs=1e-12)
     assert found["accuracy"] == metrics.accuracy_score(labels, guesses)
+
+
+def test_what_rows_add_to_a_metric_is_that_metric_in_the_mean() -> None:
+    generator = np.random.default_rng(0)
+    said = Predictions(
+        generator.standard_normal((30, 3)), np.arange(30) % 3, generator.random(30).astype(np.float32)
+    )
+    scored = TASK.score(said, ("a", "b", "c"))
+    for metric in TASK.metrics:
+        rows = TASK.row_scores(said, metric)
+        assert (rows is not None) == (metric in {"accuracy", "loss"})
+        if rows is not None:
+            assert float(rows.mean()) == pytest.approx(scored[metric])

@@ -17,9 +17,17 @@ from safetensors.torch import load_file
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnded, UnitStarted
-from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder, write_atomic
+from finetune_sweep.layout import (
+    CHANGED_TENSORS,
+    VALIDATION_PREDICTIONS,
+    Layout,
+    check_folder,
+    remove_folder,
+    write_atomic,
+)
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import weights
 from finetune_sweep.trial import WorkUnit
 from finetune_sweep.tune import resume, watch
@@ -71,6 +79,24 @@ def test_each_trial_of_a_trajectory_ends_at_its_own_epoch(plan: Plan, tmp_path: 
     assert [(end.state, end.epochs_done) for end in ends(events)] == [("finished", n) for n in (2, 3, 5)]
     keys = [len(event.keys) for event in events if isinstance(event, Evaluated)]
     assert keys == [3, 3, 2, 1, 1]
+
+
+def test_what_finalists_said_of_the_rows_is_kept(plan: Plan, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "tiny")
+    (*_, last) = ends(all_of(start(plan, layout, Assignment(plan.units[0], predictions=True))))
+    assert last.best_epoch is not None
+    folder = layout.predictions(last.key, last.best_epoch)
+    check_folder(folder)
+    said = Predictions.load(folder / VALIDATION_PREDICTIONS)
+    assert float((said.values.argmax(axis=1) == said.labels).mean()) == last.score
+
+    remove_folder(folder)
+    all_of(start(plan, layout))
+    assert not folder.exists()
+    trial = next(trial for trial in plan.trials if trial.key == last.key)
+    again = Assignment(WorkUnit((trial,)), rebuild=last.key, predictions=True)
+    assert ends(all_of(start(plan, layout, again))) == []
+    check_folder(folder)
 
 
 def test_the_stored_tensors_are_those_of_the_epoch_that_counts(plan: Plan, tmp_path: Path) -> None:
