@@ -1,0 +1,1 @@
+"""Benchmarks: the same sweep by this package and by others, side by side on one machine."""
