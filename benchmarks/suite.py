@@ -61,7 +61,7 @@ PEERS: Final = {
 BENCH: Final = (
     Entry("w12", "ours", 2),
     Entry("w12", "n0", 2),
-    Entry("w12", "n3", 2),
+    Entry("w12", "n3", 1),
     Entry("w12", "n1", 1),
     Entry("w12", "n2", 1),
     Entry("w12", "h", 1),

@@ -6,6 +6,7 @@ What is no field of `TrainingArguments`, the depth of freezing, is suggested in 
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -27,16 +28,17 @@ FIELDS = {"batch_size": "per_device_train_batch_size", "epochs": "num_train_epoc
 
 
 class Remember(TrainerCallback):
-    """Keeps the evaluations of every trial, by its number."""
+    """Keeps the evaluations of every trial."""
 
     def __init__(self) -> None:
-        self.logs: list[list[dict[str, float]]] = []
+        self.outcomes: list[Outcome] = []
 
     def on_train_end(  # type: ignore[override]
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: object
     ) -> None:
         """Called by the Trainer when a trial is trained."""
-        self.logs.append(list(state.log_history))
+        if state.trial_params is not None:
+            self.outcomes.append(Outcome(dict(state.trial_params), history(state.log_history)))
 
 
 def run(recipe: Recipe) -> list[Outcome]:
@@ -64,29 +66,20 @@ def run(recipe: Recipe) -> list[Outcome]:
         compute_metrics=compute_metrics,
         callbacks=[remember],
     )
-    configs: list[dict[str, Any]] = []
-    size = 1
-    for values in recipe.space.values():
-        size *= len(values)
     sampler = optuna.samplers.GridSampler({name: list(values) for name, values in recipe.space.items()})
 
     def objective(metrics: dict[str, float]) -> float:
         return metrics["eval_accuracy"]
 
-    def hp_name(trial: optuna.Trial) -> str:
-        configs.append(trial.params)
-        return f"trial-{trial.number}"
-
     trainer.hyperparameter_search(
         hp_space=hp_space,
         compute_objective=objective,
-        hp_name=hp_name,
-        n_trials=size,
+        n_trials=math.prod(len(values) for values in recipe.space.values()),
         direction="maximize",
         backend="optuna",
         sampler=sampler,
     )
-    return [Outcome(c, history(logs)) for c, logs in zip(configs, remember.logs, strict=True)]
+    return remember.outcomes
 
 
 if __name__ == "__main__":
