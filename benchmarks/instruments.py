@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from finetune_sweep import journal, layout, plan, run
@@ -22,6 +23,16 @@ from finetune_sweep.tune import driver, resume, worker
 from finetune_sweep.tune.worker import Assignment, UnitTrainable
 
 _SECONDS: Final = "seconds.jsonl"
+
+
+def _replace(module: ModuleType, name: str, value: object) -> None:
+    """Sets a name that is there: one that was renamed must not go unmeasured.
+
+    Raises:
+        AttributeError: If it is not there.
+    """
+    getattr(module, name)
+    setattr(module, name, value)
 
 
 class Stopwatch:
@@ -65,7 +76,7 @@ def time_durable_writes(folder: Path) -> None:
             append(self, *events)
 
     journal.Journal.append = timed_append  # type: ignore[method-assign]
-    driver.UnitTrainable = TimedTrainable  # type: ignore[attr-defined]
+    _replace(driver, "UnitTrainable", TimedTrainable)
 
 
 class TimedTrainable(UnitTrainable):
@@ -74,8 +85,8 @@ class TimedTrainable(UnitTrainable):
     def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:  # type: ignore[override]
         """Replaces what the worker writes folders with, then takes the first unit."""
         watch = Stopwatch(layout.root)
-        resume.folder_aside = _timed_folder(watch, "resume")  # type: ignore[attr-defined]
-        worker.folder_aside = _timed_folder(watch, "results")  # type: ignore[attr-defined]
+        _replace(resume, "folder_aside", _timed_folder(watch, "resume"))
+        _replace(worker, "folder_aside", _timed_folder(watch, "results"))
         super().setup(config, plan, layout)
 
 
@@ -91,16 +102,16 @@ def _timed_folder(watch: Stopwatch, what: str) -> Any:  # noqa: ANN401 - a conte
 def train_each_trial_alone() -> None:
     """No trial shares its training with another one."""
 
-    def alone(trials: Iterable[Trial]) -> list[WorkUnit]:
+    def alone(trials: Iterable[Trial], *_: object) -> list[WorkUnit]:
         return [WorkUnit((trial,)) for trial in trials]
 
-    plan.work_units = alone  # type: ignore[attr-defined]
+    _replace(plan, "work_units", alone)
 
 
 def train_nothing() -> None:
     """Every trial ends at once with made-up metrics, and none is promoted; all else is as it is."""
-    driver.UnitTrainable = NoopTrainable  # type: ignore[attr-defined]
-    run._promote = lambda *_: None
+    _replace(driver, "UnitTrainable", NoopTrainable)
+    _replace(run, "_promote", lambda *_: None)
 
 
 class NoopTrainable(UnitTrainable):

@@ -17,8 +17,10 @@ from finetune_sweep.layout import Layout
 from finetune_sweep.record import replay
 from finetune_sweep.yamlio import Value
 
-LEVERS_OFF: Final[tuple[str, ...]] = ()
-"""The off switch of every lever, as `--set` takes it. Sharing has none in a sweep file: see `Ours.shares`."""
+LEVERS: Final[Mapping[str, str]] = {}
+"""The switches below `speed` in a sweep file, each with the workload on which it is switched off alone. The plain path
+has all of them off. Sharing has none: see `Ours.shares`."""
+LEVERS_OFF: Final = tuple(f"speed.{name}=false" for name in LEVERS)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ VARIANTS: Final[Mapping[str, Ours]] = {
     "ours-one-slot": Ours(("max_concurrent=1",)),
     "ours-one-core": Ours(one_core=True),
     "ours-hog": Ours(one_core=True, hogs=1),
+    **{f"without-{name}": Ours((f"speed.{name}=false",)) for name in LEVERS},
 }
 
 

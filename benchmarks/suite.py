@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.ours import LEVERS
+
 ROOT: Final = Path(__file__).resolve().parent.parent
 QUICK_SWEEP: Final = "bert"
 
@@ -86,6 +88,7 @@ FULL: Final = (
     Entry("w64", "n0", 1),
     Entry("noop_2000", "noop", 1),
     Entry(QUICK_SWEEP, "ours", 1),
+    *(Entry(workload, f"without-{name}", 1) for name, workload in LEVERS.items()),
 )
 N0_NOOP_TRIALS: Final = 12
 """N0 takes seconds for each, so that 200 would take half an hour; what counts is the time for one."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from benchmarks import table
+from benchmarks.ours import LEVERS
 from benchmarks.passes import Result
 from benchmarks.suite import QUICK_SWEEP
 from benchmarks.table import Results, Target
@@ -218,4 +219,13 @@ FULL_TARGETS: Final = (
         floor="1",
     ),
     durable_writes(QUICK_SWEEP),
+    *(
+        wall(
+            workload,
+            f"all levers, against all but {name}",
+            "ours-bf16" if workload == "w54" else "ours",
+            f"without-{name}",
+        )
+        for name, workload in LEVERS.items()
+    ),
 )
