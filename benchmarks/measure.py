@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 INTERVAL_S: Final = 0.5
-MEMORY_EVERY: Final = 4
+MEMORY_EVERY: Final = 10
 """Memory is read at every so many-th look: the kernel walks all pages of a process for it."""
 CHECKPOINTS: Final = (".safetensors", ".pt", ".pth", ".bin")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")

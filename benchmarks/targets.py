@@ -176,6 +176,7 @@ def _training_s(result: Result) -> float:
     return max(result.phases.ended) - result.phases.started
 
 
+_ALL_ON: Final = {"w54": "ours-bf16"}
 NOOP: Final = ("noop", "noop")
 NOOP_2000: Final = ("noop_2000", "noop")
 TARGETS: Final = (
@@ -221,10 +222,7 @@ FULL_TARGETS: Final = (
     durable_writes(QUICK_SWEEP),
     *(
         wall(
-            workload,
-            f"all levers, against all but {name}",
-            "ours-bf16" if workload == "w54" else "ours",
-            f"without-{name}",
+            workload, f"all levers, against all but {name}", _ALL_ON.get(workload, "ours"), f"without-{name}"
         )
         for name, workload in LEVERS.items()
     ),
