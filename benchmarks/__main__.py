@@ -14,6 +14,7 @@ from benchmarks.passes import PassFailed, Result, Store
 from benchmarks.suite import BENCH, FULL, ROOT, Entry, Pass, in_turns
 from benchmarks.table import Results, render
 from benchmarks.targets import FULL_TARGETS, TARGETS
+from finetune_sweep.train import hardware
 
 PASS_HEADER = (
     "pass",
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str]) -> int:
 def report(store: Store, entries: Sequence[Entry], *, full: bool) -> str:
     """The table of all passes, and that of the targets, of what is stored."""
     found = [result for which in in_turns(entries) if (result := store.result(which)) is not None]
-    lines = [render(PASS_HEADER, [_cells(result) for result in found]), ""]
+    machine = ", ".join(f"{name} {value}" for name, value in hardware.describe().items())
+    lines = [f"Measured on: {machine}", "", render(PASS_HEADER, [_cells(result) for result in found]), ""]
     targets = (*TARGETS, *FULL_TARGETS) if full else TARGETS
     rows = [target.row(collect(store, entries)) for target in targets]
     cells = [(r.workload, r.what, r.value, r.cpu, r.target, r.floor, r.verdict) for r in rows]

@@ -23,6 +23,8 @@ CHECKPOINTS: Final = (".safetensors", ".pt", ".pth", ".bin")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _ADOPT_ORPHANS: Final = 36  # PR_SET_CHILD_SUBREAPER
 _LEAVE_S: Final = 30.0
+LIMIT_S: Final = 3 * 3600.0
+"""A command that takes longer hangs, and is ended."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,8 @@ def measure(
             while child.poll() is None:
                 meter.look()
                 time.sleep(INTERVAL_S)
+                if time.monotonic() - started > LIMIT_S:
+                    child.terminate()
             wall_s = time.monotonic() - started
             spent_s = busy_s() - all_s - (_own_s(beside) - own_s)
             cpu_s = sum(meter.cpu_s.values())
