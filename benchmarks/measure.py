@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,8 +220,6 @@ def _own_s(beside: frozenset[int]) -> float:
 @contextlib.contextmanager
 def _hogs(count: int, cores: frozenset[int] | None) -> Iterator[frozenset[int]]:
     """Processes that do nothing but use a core."""
-    import sys
-
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         for process in busy:
