@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import suite, table, targets
+from benchmarks import instruments, suite, table, targets
 from benchmarks.material import fixed_settings, grid_of, make
 from benchmarks.measure import Figures, WrittenFiles, measure
 from benchmarks.ours import VARIANTS, Phases
@@ -189,6 +189,17 @@ def test_the_longest_training_stands_for_the_shorter_ones(recipe: Recipe) -> Non
     assert n3.longest_only(recipe).space["epochs"] == [2]
     shorter = n3.shorter_too([Outcome({"learning_rate": 1e-3, "epochs": 2}, points)], recipe)
     assert [(o.config["epochs"], len(o.history)) for o in shorter] == [(1, 1), (2, 2)]
+
+
+def test_the_plain_path_trains_each_trial_alone(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "work_units", plan.work_units)  # put back at the end
+    sweep = load_sweep(suite.workload_file("w12"), overrides, options={"cache": str(tmp_path)})
+    planned = plan.make_plan(sweep)
+    assert [len(unit.trials) for unit in planned.units] == [2, 2]
+    instruments.train_each_trial_alone()
+    assert [len(unit.trials) for unit in planned.units] == [1, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------ the arithmetic
