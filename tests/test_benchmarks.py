@@ -20,7 +20,7 @@ from benchmarks.passes import Result, Store
 from benchmarks.peers import n3
 from benchmarks.peers.hugging_face import arguments, build_model, load_rows, make_trainer
 from benchmarks.peers.recipe import Outcome, Point, Recipe, Setting
-from finetune_sweep import plan
+from finetune_sweep import plan, trial
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import Training
 from finetune_sweep.sweepfile import load_sweep
@@ -194,7 +194,7 @@ def test_the_longest_training_stands_for_the_shorter_ones(recipe: Recipe) -> Non
 def test_the_plain_path_trains_each_trial_alone(
     overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "work_units", plan.work_units)  # put back at the end
+    monkeypatch.setattr(plan, "work_units", trial.work_units)  # put back at the end
     sweep = load_sweep(suite.workload_file("w12"), overrides, options={"cache": str(tmp_path)})
     planned = plan.make_plan(sweep)
     assert [len(unit.trials) for unit in planned.units] == [2, 2]
