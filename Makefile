@@ -5,11 +5,12 @@
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
+# make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-slow test-cluster test-docker test-ui check docs lint types format clean
+.PHONY: install run test test-slow test-cluster test-docker test-ui bench bench-full check docs lint types format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -53,6 +54,13 @@ test-ui: install
 # Whole sweeps on a real Ray, a minute each: slots, GPUs, interruptions, lost workers, submission.
 test-slow: install
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Ours and the peers on the same sweeps. What was measured is stored, and both go on where they were.
+bench: install
+	$(BIN)/python -m benchmarks
+
+bench-full: install
+	$(BIN)/python -m benchmarks --full
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,202 @@
+"""Running one pass, and the store of what passes gave, from which an interrupted benchmark goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from benchmarks.measure import Figures, measure
+from benchmarks.ours import VARIANTS, Phases
+from benchmarks.peers.recipe import Outcome, Recipe, read_outcomes
+from benchmarks.suite import N0_NOOP_TRIALS, PEERS, ROOT, Pass, workload_file
+
+QUIET_CORES: Final = 0.3
+"""With others busy on more cores than this, a pass gives no ratio."""
+_SPACES: Final = sorted((ROOT / "search_spaces").glob("*.yaml"))
+_FROM_OUTSIDE: Final = ("OMP_", "MKL_", "KMP_", "GOMP_", "RAY_", "MLFLOW_", "TUNE_")
+_TAIL_CHARACTERS: Final = 2000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass gave.
+
+    Args:
+        source: Of which source it is: a result counts only for the one that measured it.
+        started: When, as `2026-01-31 23:59`.
+        trials: Each with its evaluations.
+        phases: Of our own side.
+        ended: When the trials of N0's side of W-noop ended.
+    """
+
+    name: str
+    source: str
+    started: str
+    figures: Figures
+    trials: Sequence[Outcome]
+    phases: Phases | None = None
+    ended: Sequence[float] = ()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the machine was left to it."""
+        return self.figures.others_cores <= QUIET_CORES
+
+
+_RESULT: Final = TypeAdapter(Result)
+
+
+class PassFailed(Exception):  # noqa: N818 - it says what happened
+    """A pass did not end as it should; the message has the end of its output."""
+
+
+class Store:
+    """The folder of a benchmark: a JSON file for each attempt at a pass, and what workloads share.
+
+    Args:
+        folder: Where everything is; made if needed.
+        overrides: Changes of every workload, as for `--set`; only to try the benchmark itself. What they give is
+            kept apart.
+        attempts: How often a pass is tried until the machine is quiet.
+    """
+
+    def __init__(self, folder: Path, overrides: Sequence[str] = (), attempts: int = 2) -> None:
+        place = folder.absolute() / f"set-{_digest(*overrides)}" if overrides else folder.absolute()
+        self._folder, self._overrides, self._attempts = place, tuple(overrides), attempts
+        (self._folder / "results").mkdir(parents=True, exist_ok=True)
+
+    def attempts(self, which: Pass) -> list[Result]:
+        """The stored attempts at a pass, by the source as it is now."""
+        files = sorted((self._folder / "results").glob(f"{which.name}.{source_of(which)}.*.json"))
+        return [_RESULT.validate_json(file.read_bytes()) for file in files]
+
+    def result(self, which: Pass) -> Result | None:
+        """The attempt that counts: the first quiet one, else the last; None if there is none."""
+        attempts = self.attempts(which)
+        return next((result for result in attempts if result.is_quiet), attempts[-1] if attempts else None)
+
+    def is_done(self, which: Pass) -> bool:
+        """Whether nothing is left to try: a quiet attempt, or as many as are made."""
+        attempts = self.attempts(which)
+        return len(attempts) >= self._attempts or any(result.is_quiet for result in attempts)
+
+    def run(self, which: Pass) -> Result:
+        """Makes an attempt at a pass and stores it.
+
+        Raises:
+            PassFailed: If it did not end as it should.
+        """
+        recipe, folder = self._material(which.workload), self._folder / "pass"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        command, hogs, cores = self._command(which, recipe, folder)
+        started = time.strftime("%Y-%m-%d %H:%M")
+        figures = measure(command, environment(folder), folder, cores=cores, hogs=hogs)
+        output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
+        if figures.exit_code:
+            raise PassFailed(
+                f"{which.name} ended with exit code {figures.exit_code}: {output[-_TAIL_CHARACTERS:]}"
+            )
+        result = _collect(which, started, figures, folder)
+        name = f"{which.name}.{result.source}.{len(self.attempts(which)) + 1}.json"
+        file = self._folder / "results" / name
+        file.with_suffix(".part").write_bytes(_RESULT.dump_json(result))
+        file.with_suffix(".part").rename(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        return result
+
+    def _command(
+        self, which: Pass, recipe: Recipe, folder: Path
+    ) -> tuple[list[str], int, frozenset[int] | None]:
+        """The command of a pass, the busy processes beside it, and the cores that it is given."""
+        peer, ours = PEERS.get(which.variant), VARIANTS.get(which.variant)
+        if peer is not None:
+            given = dataclasses.replace(
+                recipe,
+                bf16=recipe.bf16 and peer.bf16,
+                folder=str(folder),
+                tracking_uri=tracking_uri(folder),
+                trials=min(recipe.trials, N0_NOOP_TRIALS),
+            )
+            given.write(folder / "recipe.json")
+            return (
+                [sys.executable, "-m", f"benchmarks.peers.{peer.module}", str(folder / "recipe.json")],
+                0,
+                None,
+            )
+        file = str(workload_file(which.workload))
+        line = [sys.executable, "-m", "benchmarks.ours", file, which.variant, recipe.model, str(folder)]
+        if ours is None:
+            return [*line, *self._overrides], 0, None
+        first = frozenset([min(os.sched_getaffinity(0))])
+        return [*line, *self._overrides], ours.hogs, first if ours.one_core else None
+
+    def _material(self, workload: str) -> Recipe:
+        """What the passes of a workload share; made by a process of its own when it is first needed."""
+        file = workload_file(workload)
+        folder = self._folder / "material" / f"{workload}-{_digest(*_texts([file, *_SPACES]))}"
+        if not (folder / "recipe.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            line = [sys.executable, "-m", "benchmarks.material", str(file), str(folder)]
+            subprocess.run([*line, *self._overrides], env=environment(folder), check=True, cwd=ROOT)
+        return Recipe.read(str(folder / "recipe.json"))
+
+
+def tracking_uri(folder: Path) -> str:
+    """The MLflow database of a pass."""
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What every side finds: nothing that steers threads, Ray or MLflow from outside, no network, no telemetry."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FROM_OUTSIDE)}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "MLFLOW_TRACKING_URI": tracking_uri(folder),
+    }
+
+
+def source_of(which: Pass) -> str:
+    """A digest of the files that a pass depends on: for ours the package, for a peer its scripts."""
+    folder = ROOT / "benchmarks" / "peers" if which.variant in PEERS else ROOT / "finetune_sweep"
+    own = [] if which.variant in PEERS else [ROOT / "benchmarks" / f"{n}.py" for n in ("ours", "instruments")]
+    return _digest(*_texts([*sorted(folder.rglob("*.py")), *own, workload_file(which.workload), *_SPACES]))
+
+
+def _texts(files: Sequence[Path]) -> list[str]:
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+
+
+def _collect(which: Pass, started: str, figures: Figures, folder: Path) -> Result:
+    """What a pass left in its folder."""
+    files = {name: folder / f"{name}.json" for name in ("phases", "ended")}
+    texts = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}
+    return Result(
+        name=which.name,
+        source=source_of(which),
+        started=started,
+        figures=figures,
+        trials=read_outcomes(folder) if (folder / "outcomes.json").exists() else [],
+        phases=TypeAdapter(Phases).validate_json(texts["phases"]) if "phases" in texts else None,
+        ended=json.loads(texts.get("ended", "[]")),
+    )

@@ -1,0 +1,229 @@
+"""What the benchmark has to show, target by target, as functions of the stored passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from benchmarks import table
+from benchmarks.ours import LEVERS
+from benchmarks.passes import Result
+from benchmarks.suite import QUICK_SWEEP
+from benchmarks.table import Results, Target
+
+Value = Callable[[Results], tuple[float, str, str]]
+_EDGE: Final = 200
+"""Trials at the beginning and at the end of W-noop with 2,000 that are compared."""
+
+
+def _walls(results: Sequence[Result]) -> list[float]:
+    return [result.figures.wall_s for result in results]
+
+
+def _cpus(results: Sequence[Result]) -> list[float]:
+    return [result.figures.cpu_s for result in results]
+
+
+def wall(
+    workload: str, what: str, ours: str, peer: str, bound: float | None = None, floor: str = ""
+) -> Target:
+    """Our wall time divided by a peer's."""
+    left, right = (workload, ours), (workload, peer)
+
+    def value(results: Results) -> tuple[float, str, str]:
+        found = table.ratio(_walls(results[left]), _walls(results[right]))
+        cpu = table.ratio(_cpus(results[left]), _cpus(results[right]))
+        return found.median, str(found), str(cpu)
+
+    return Target(workload, what, (left, right), value, bound, floor=floor)
+
+
+def checkpoint_bytes(workload: str, ours: str, peer: str, bound: float, floor: str) -> Target:
+    """Bytes of our checkpoints divided by a peer's."""
+    left, right = (workload, ours), (workload, peer)
+
+    def value(results: Results) -> tuple[float, str, str]:
+        sides = [[float(r.figures.checkpoint_bytes) for r in results[side]] for side in (left, right)]
+        found = table.ratio(*sides)
+        return found.median, str(found), ""
+
+    return Target(workload, "bytes of checkpoints against N0", (left, right), value, bound, floor=floor)
+
+
+def accuracy(workload: str, ours: str, peer: str) -> Target:
+    """Mean accuracy over the grid against a peer's, in paired standard errors; it must not be below -1."""
+    left, right = (workload, ours), (workload, peer)
+
+    def value(results: Results) -> tuple[float, str, str]:
+        found = table.accuracy_difference(results[left][0].trials, results[right][0].trials)
+        errors = found.mean / found.error if found.error else float("inf") * (found.mean or 1)
+        return errors, f"{errors:+.2f} ({found})", ""
+
+    what = f"mean accuracy of {ours} minus {peer}, in paired standard errors"
+    return Target(workload, what, (left, right), value, -1.0, at_least=True)
+
+
+def same_winner(workload: str, ours: str, peer: str) -> Target:
+    """The same winner as a peer's (shown as 0), or mean accuracy within one paired standard error."""
+    left, right = (workload, ours), (workload, peer)
+
+    def value(results: Results) -> tuple[float, str, str]:
+        mine, theirs = results[left][0].trials, results[right][0].trials
+        if table.winner(mine) == table.winner(theirs):
+            return 0.0, "same winner", ""
+        found = table.accuracy_difference(mine, theirs)
+        errors = abs(found.mean) / found.error if found.error else float(found.mean != 0) * float("inf")
+        return errors, f"another winner; {errors:.2f} paired standard errors apart ({found})", ""
+
+    return Target(workload, f"winner of {ours} against {peer}", (left, right), value, 1.0)
+
+
+def equals_plain(workload: str) -> Target:
+    """The largest difference of a loss to our own path without levers.
+
+    Levers that draw other dropout masks differ by more than `table.EXACT` and are judged by the accuracy over the
+    grid instead, in paired standard errors.
+    """
+    left, right = (workload, "ours-fp32"), (workload, "plain-fp32")
+
+    def value(results: Results) -> tuple[float, str, str]:
+        mine, plain = results[left][0].trials, results[right][0].trials
+        difference = table.largest_loss_difference(mine, plain)
+        if difference <= table.EXACT:
+            return 0.0, f"largest difference of a loss {difference:.2g}", ""
+        found = table.accuracy_difference(mine, plain)
+        errors = abs(found.mean) / found.error if found.error else 0.0
+        return errors, f"loss differs by up to {difference:.2g}; accuracy by {errors:.2f} s.e. ({found})", ""
+
+    return Target(workload, "every metric equal to the plain path's", (left, right), value, 1.0)
+
+
+def overhead_of_a_trial(results: Results) -> tuple[float, str, str]:
+    """Wall time of W-noop divided by its trials, with the start and the end of the sweep."""
+    result = results["noop", "noop"][0]
+    each = result.figures.wall_s / len(result.trials)
+    return each, f"{each:.3f} s", ""
+
+
+def pace(ended: Sequence[float]) -> float:
+    """Seconds from one end of a trial to the next, without the start of the sweep."""
+    moments = sorted(ended)
+    return (moments[-1] - moments[0]) / (len(moments) - 1)
+
+
+def overhead_against_n0(results: Results) -> tuple[float, str, str]:
+    """Our pace of trials that do nothing divided by N0's."""
+    mine = pace(_ended(results["noop", "noop"][0]))
+    theirs = pace(results["noop", "n0-noop"][0].ended)
+    return mine / theirs, f"{mine / theirs:.4f} ({mine:.3f} s against {theirs:.2f} s)", ""
+
+
+def last_against_first(results: Results) -> tuple[float, str, str]:
+    """The last 200 trials divided by the first 200, by the journal's times."""
+    ended = sorted(_ended(results["noop_2000", "noop"][0]))
+    edge = min(_EDGE, len(ended) // 2)
+    first, last = pace(ended[:edge]), pace(ended[-edge:])
+    return last / first, f"{last / first:.3f} ({first * edge:.1f} s, {last * edge:.1f} s)", ""
+
+
+def delivery(results: Results) -> tuple[float, str, str]:
+    """Seconds from the end of the last trial until MLflow had everything; 0 is the exit code that says so."""
+    phases = results["noop_2000", "noop"][0].phases
+    if phases is None:
+        raise ValueError("a pass of ours has no phases")
+    after = phases.delivered - max(phases.ended)
+    return float(phases.exit_code), f"exit code {phases.exit_code}, {after:.1f} s after the last trial", ""
+
+
+def two_slots(results: Results) -> tuple[float, str, str]:
+    """Time from the first unit to the last result with one slot, divided by that with two."""
+    one, two = ([_training_s(r) for r in results["w12", variant]] for variant in ("ours-one-slot", "ours"))
+    found = table.ratio(one, two)
+    return found.median, str(found), ""
+
+
+def beside_a_hog(results: Results) -> tuple[float, str, str]:
+    """Speed beside a busy process on the same core, as a part of half the speed alone."""
+    alone, beside = (_training_s(results["w12", v][0]) for v in ("ours-one-core", "ours-hog"))
+    kept = alone / beside / 0.5
+    return kept, f"{kept:.2f} ({alone:.0f} s alone, {beside:.0f} s)", ""
+
+
+def durable_writes(workload: str) -> Target:
+    """Time spent on the journal and on checkpoints, as a part of the training time."""
+    need = (workload, "ours")
+
+    def value(results: Results) -> tuple[float, str, str]:
+        phases = results[need][0].phases
+        if phases is None:
+            raise ValueError("a pass of ours has no phases")
+        part = sum(phases.durable_s.values()) / phases.train_s
+        spent = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in sorted(phases.durable_s.items()))
+        return part, f"{part:.2%} ({spent}; training {phases.train_s:.0f} s)", ""
+
+    return Target(workload, "journal and checkpoints, of the training time", (need,), value, 0.03)
+
+
+def _ended(result: Result) -> list[float]:
+    if result.phases is None:
+        raise ValueError(f"{result.name} has no phases")
+    return result.phases.ended
+
+
+def _training_s(result: Result) -> float:
+    if result.phases is None:
+        raise ValueError(f"{result.name} has no phases")
+    return max(result.phases.ended) - result.phases.started
+
+
+_ALL_ON: Final = {"w54": "ours-bf16"}
+NOOP: Final = ("noop", "noop")
+NOOP_2000: Final = ("noop_2000", "noop")
+TARGETS: Final = (
+    wall("w12", "wall against N0", "ours", "n0"),
+    wall("w12", "wall against N1", "ours", "n1"),
+    wall("w12", "wall against N2", "ours", "n2"),
+    wall("w12", "wall against N3", "ours", "n3"),
+    wall("w12", "wall against H", "ours", "h"),
+    durable_writes("w12"),
+    Target("noop", "overhead a trial, s", (NOOP,), overhead_of_a_trial, 0.15, floor="0.016"),
+    Target("noop", "the same against N0", (NOOP, ("noop", "n0-noop")), overhead_against_n0, 1 / 30),
+)
+FULL_TARGETS: Final = (
+    wall("w54", "wall, fp32, against N0", "ours-fp32", "n0", 0.25, "0.18"),
+    wall("w54", "wall, bf16, against N0", "ours-bf16", "n0", 0.15, "0.09"),
+    wall("w54", "wall, `epoch: best`, bf16, against N3", "ours-best", "n3", 0.6, "0.45"),
+    wall("w_linear", "wall, bf16, against N0", "ours-bf16", "n0", 0.40, "0.20"),
+    wall("w64", "wall against N0", "ours", "n0", 0.01, "one forward pass"),
+    equals_plain("w54"),
+    accuracy("w54", "ours-fp32", "n2-fp32"),
+    same_winner("w54", "ours-bf16", "n0"),
+    checkpoint_bytes("w54", "ours-fp32", "n0", 0.02, "0.002"),
+    Target("noop_2000", "last 200 against first 200", (NOOP_2000,), last_against_first, 1.2, floor="1.0"),
+    Target("noop_2000", "MLflow has all of it", (NOOP_2000,), delivery, 0.0),
+    Target(
+        "w12",
+        "two slots against one",
+        (("w12", "ours-one-slot"), ("w12", "ours")),
+        two_slots,
+        1.7,
+        at_least=True,
+        floor="2",
+    ),
+    Target(
+        "w12",
+        "fair half kept beside a hog",
+        (("w12", "ours-one-core"), ("w12", "ours-hog")),
+        beside_a_hog,
+        0.8,
+        at_least=True,
+        floor="1",
+    ),
+    durable_writes(QUICK_SWEEP),
+    *(
+        wall(
+            workload, f"all levers, against all but {name}", _ALL_ON.get(workload, "ours"), f"without-{name}"
+        )
+        for name, workload in LEVERS.items()
+    ),
+)

@@ -1,0 +1,388 @@
+"""The benchmark measures the same sweep on all sides, and its arithmetic is right; nothing here is timed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import instruments, suite, table, targets
+from benchmarks.material import fixed_settings, grid_of, make
+from benchmarks.measure import Figures, WrittenFiles, measure
+from benchmarks.ours import VARIANTS, Phases
+from benchmarks.passes import Result, Store
+from benchmarks.peers import n3
+from benchmarks.peers.hugging_face import arguments, build_model, load_rows, make_trainer
+from benchmarks.peers.recipe import Outcome, Point, Recipe, Setting
+from finetune_sweep import plan, trial
+from finetune_sweep.record import SweepRecord
+from finetune_sweep.settings import Training
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.train import layers, optim, weights
+from finetune_sweep.train.architecture import describe, resolve_depth
+from finetune_sweep.train.data import prepare
+
+TRIALS = {"w12": 12, "w54": 54, "w_linear": 54, "w64": 64, "noop": 200, "noop_2000": 2000, "bert": 12}
+FILES = sorted((suite.ROOT / "benchmarks" / "workloads").glob("*.yaml"))
+SMALL = (
+    "data.columns={text: review, label: verdict}",
+    "data.max_length=16",
+    "data.limit={train: 16, validation: 16}",
+    "space={learning_rate: [1e-3], freeze_depth: [0, 1], epochs: [1, 2]}",
+)
+
+
+@pytest.fixture
+def overrides(tiny_model: Path, reviews: Path) -> tuple[str, ...]:
+    return (f"model={tiny_model}", f"data.source={reviews}", *SMALL)
+
+
+@pytest.fixture
+def recipe(overrides: tuple[str, ...], tmp_path: Path) -> Recipe:
+    made = make(suite.workload_file("w12"), tmp_path / "material", overrides)
+    return dataclasses.replace(made, folder=str(tmp_path), bf16=False)
+
+
+# ------------------------------------------------------------------------------------------ the same sweep
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_workload_loads_and_has_its_number_of_trials(file: Path) -> None:
+    sweep = load_sweep(file)
+    assert sweep.name == file.stem
+    assert len(list(plan.configurations(sweep, SweepRecord()))) == TRIALS[file.stem]
+
+
+def test_every_pass_has_its_workload_and_its_side() -> None:
+    entries = suite.FULL
+    assert {entry.workload for entry in entries} == set(TRIALS)
+    assert {entry.variant for entry in entries} == {*suite.PEERS, *VARIANTS, "noop"}
+    for entry in entries:
+        assert suite.workload_file(entry.workload).is_file()
+        if entry.variant in VARIANTS:
+            load_sweep(suite.workload_file(entry.workload), VARIANTS[entry.variant].overrides)
+
+
+def test_every_target_follows_from_passes_that_are_made() -> None:
+    for needed, entries in (
+        (targets.TARGETS, suite.BENCH),
+        ((*targets.TARGETS, *targets.FULL_TARGETS), suite.FULL),
+    ):
+        made = {(entry.workload, entry.variant) for entry in entries}
+        assert {need for target in needed for need in target.needs} <= made
+
+
+def test_the_rows_of_the_peers_are_ours(recipe: Recipe, overrides: tuple[str, ...], tmp_path: Path) -> None:
+    sweep = load_sweep(suite.workload_file("w12"), overrides)
+    ours = prepare(sweep.data, TASKS[sweep.task], Path(), tmp_path / "cache")
+    splits, _ = load_rows(recipe)
+    for name in ("train", "validation"):
+        assert splits[name]["text"][:] == ours.splits[name]["text"][:]
+        assert [ours.classes[label] for label in splits[name]["label"]] == ours.splits[name]["label"][:]
+    encoded = TASKS[sweep.task].encode(
+        ours.splits["train"], load_rows(recipe)[1], ours.classes, sweep.data.max_length
+    )
+    tokens = encoded.columns["input_ids"]
+    assert [list(ids) for ids in splits["train"]["input_ids"]] == [list(tokens[i]) for i in range(16)]
+
+
+def test_the_grid_and_the_fixed_settings_of_the_peers_are_ours() -> None:
+    sweep = load_sweep(suite.workload_file("w_linear"))
+    assert grid_of(sweep) == {
+        "learning_rate": [5e-5, 3e-5, 2e-5],
+        "batch_size": [16, 32],
+        "epochs": [2, 3, 4],
+        "freeze_depth": [0, 3, 6],
+    }
+    assert fixed_settings(sweep.training) == {
+        "learning_rate": 3e-5,
+        "batch_size": 16,
+        "epochs": 3,
+        "freeze_depth": 0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "lr_schedule": "linear",
+        "warmup_steps": 20,
+    }
+
+
+@pytest.mark.parametrize("depth", [0, 1, "all"])
+def test_the_peers_train_and_decay_the_same_parameters(
+    recipe: Recipe, depth: int | str, tmp_path: Path
+) -> None:
+    config = {"learning_rate": 1e-3, "freeze_depth": depth, "epochs": 2}
+    trainer = make_trainer(recipe, config, arguments(recipe, config, str(tmp_path)), load_rows(recipe))
+    theirs = trainer.create_optimizer()
+    model, settings = build_model(recipe, 0), Training(learning_rate=1e-3, freeze_depth=depth, batch_size=8)
+    arch = describe(weights.read_config(Path(recipe.model)))
+    layers.freeze(model, arch, resolve_depth(depth, arch))
+    ours = optim.build_optimizer(model, settings)
+
+    assert by_decay(trainer.model, theirs) == by_decay(model, ours)
+    assert {name: theirs.defaults[name] for name in ("lr", "betas", "eps", "fused")} == {
+        name: ours.defaults[name] for name in ("lr", "betas", "eps", "fused")
+    }
+
+
+def by_decay(model: object, optimizer: torch.optim.Optimizer) -> dict[float, set[str]]:
+    assert isinstance(model, nn.Module)
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = {
+        group["weight_decay"]: {names[p] for p in group["params"] if p in names}
+        for group in optimizer.param_groups
+    }
+    return {decay: held for decay, held in groups.items() if held}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_peers_take_as_many_steps_at_the_rates_of_ours_one_step_later(
+    recipe: Recipe, schedule: str, tmp_path: Path
+) -> None:
+    """Transformers begins its warmup at 0 and loses a step to it; ours begins at a part of the rate."""
+    config: dict[str, Setting] = {
+        "learning_rate": 1e-3,
+        "lr_schedule": schedule,
+        "warmup_steps": 2,
+        "epochs": 3,
+    }
+    trainer = make_trainer(recipe, config, arguments(recipe, config, str(tmp_path)), load_rows(recipe))
+    steps = 3 * len(trainer.get_train_dataloader())
+    assert steps == 3 * 16 / 8
+    trainer.create_optimizer_and_scheduler(steps)
+    assert trainer.lr_scheduler is not None
+    assert trainer.optimizer is not None
+    theirs = []
+    for _ in range(steps):
+        theirs.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    settings = Training.model_validate({"lr_schedule": {"type": schedule, "warmup_steps": 2}}).lr_schedule
+    ours = [optim.learning_rate(settings, 1e-3, step, steps) for step in range(steps)]
+
+    assert theirs[0] == 0.0
+    if schedule == "constant":
+        assert theirs[1:] == pytest.approx(ours[:-1])
+    else:
+        assert theirs[2:] == pytest.approx(ours[2:])
+
+
+def test_the_peers_have_our_seed_batches_clipping_and_precision(recipe: Recipe) -> None:
+    given = arguments(dataclasses.replace(recipe, seed=7, bf16=True), {"epochs": 4}, "out")
+    assert (given["seed"], given["bf16"], given["num_train_epochs"]) == (7, True, 4)
+    assert (given["per_device_train_batch_size"], given["max_grad_norm"], given["weight_decay"]) == (
+        8,
+        1.0,
+        0.01,
+    )
+    assert (given["eval_strategy"], given["save_strategy"]) == ("epoch", "epoch")
+
+
+def test_the_longest_training_stands_for_the_shorter_ones(recipe: Recipe) -> None:
+    points = [Point(1, 0.5, 1.0), Point(2, 0.6, 0.9)]
+    assert n3.longest_only(recipe).space["epochs"] == [2]
+    shorter = n3.shorter_too([Outcome({"learning_rate": 1e-3, "epochs": 2}, points)], recipe)
+    assert [(o.config["epochs"], len(o.history)) for o in shorter] == [(1, 1), (2, 2)]
+
+
+def test_the_plain_path_trains_each_trial_alone(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "work_units", trial.work_units)  # put back at the end
+    sweep = load_sweep(suite.workload_file("w12"), overrides, options={"cache": str(tmp_path)})
+    planned = plan.make_plan(sweep)
+    assert [len(unit.trials) for unit in planned.units] == [2, 2]
+    instruments.train_each_trial_alone()
+    assert [len(unit.trials) for unit in planned.units] == [1, 1, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------ the arithmetic
+
+
+def test_a_ratio_is_of_medians_with_the_widest_range() -> None:
+    # medians 10 and 40; the least is 8 / 50, the most 12 / 30
+    assert table.ratio([8.0, 10.0, 12.0], [30.0, 40.0, 50.0]) == table.Ratio(0.25, 0.16, 0.4)
+
+
+def test_a_paired_error_is_that_of_the_differences() -> None:
+    # differences 1, 3, 2: mean 2, standard deviation 1, error 1 / sqrt(3)
+    found = table.paired([2.0, 5.0, 5.0], [1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.error == pytest.approx(3**-0.5)
+
+
+def outcome(rate: float, *accuracies: float, loss: float = 1.0) -> Outcome:
+    points = [Point(epoch, accuracy, loss) for epoch, accuracy in enumerate(accuracies, 1)]
+    return Outcome({"learning_rate": rate, "epochs": len(points)}, points)
+
+
+def test_trials_of_two_sides_are_compared_by_their_configuration() -> None:
+    ours = [outcome(1e-3, 0.5, 0.7), outcome(2e-3, 0.4, 0.6)]
+    theirs = [outcome(2e-3, 0.5, 0.4), outcome(1e-3, 0.5, 0.6)]
+    # after the last epochs: 0.7 - 0.6 and 0.6 - 0.4
+    assert table.accuracy_difference(ours, theirs).mean == pytest.approx(0.15)
+    assert dict(table.winner(ours))["learning_rate"] == "0.001"
+    with pytest.raises(ValueError, match="not the same trials"):
+        table.accuracy_difference(ours, theirs[:1])
+
+
+def test_the_largest_difference_of_a_loss_is_found() -> None:
+    ours = [outcome(1e-3, 0.5, 0.7), outcome(2e-3, 0.4, loss=0.75)]
+    plain = [outcome(1e-3, 0.5, 0.7), outcome(2e-3, 0.4, loss=0.5)]
+    assert table.largest_loss_difference(ours, plain) == 0.25
+
+
+def result(name: str, wall_s: float, others: float = 0.1, phases: Phases | None = None) -> Result:
+    figures = Figures(wall_s, 2 * wall_s, others, 0, 0, 0, 0)
+    return Result(name, "", "", figures, [outcome(1e-3, 0.5)], phases)
+
+
+def row(ours: Sequence[Result], theirs: Sequence[Result], bound: float = 0.25) -> table.Row:
+    target = targets.wall("w54", "wall", "ours", "n0", bound, "0.18")
+    return target.row({("w54", "ours"): ours, ("w54", "n0"): theirs})
+
+
+def test_a_target_is_met_missed_not_run_or_not_told() -> None:
+    ours, theirs = [result("a", 10.0), result("b", 12.0)], [result("c", 50.0)]
+    assert row(ours, theirs) == table.Row(
+        "w54", "wall", "0.22 (0.2 to 0.24)", "0.22 (0.2 to 0.24)", "at most 0.25", "0.18", "ok"
+    )
+    assert row(ours, theirs, 0.2).verdict == "missed"
+    assert row(ours, []).verdict == "not run"
+    busy = row(ours, [result("c", 50.0, others=0.31)])
+    assert (busy.verdict, busy.value) == ("no ratio: busy machine", "")
+    assert row([result("a", 10.0, others=0.5), result("b", 12.0)], theirs).value == "0.24 (0.24 to 0.24)"
+
+
+def in_phases(ended: Sequence[float], **parts: float) -> Phases:
+    return Phases(
+        train_s=parts.get("train_s", 100.0),
+        eval_s=0.0,
+        started=0.0,
+        ended=list(ended),
+        delivered=max(ended) + 5,
+        exit_code=0,
+        durable_s={"journal": 1.0, "resume": 0.5, "results": 0.5},
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "variants", "expected"),
+    [
+        # 10 s with one slot, 5 with two
+        (targets.two_slots, {"ours-one-slot": [4.0, 10.0], "ours": [3.0, 5.0]}, 2.0),
+        # 10 s alone, 25 beside: 0.4 of the speed, of a half 0.8
+        (targets.beside_a_hog, {"ours-one-core": [10.0], "ours-hog": [25.0]}, 0.8),
+        # 1 + 0.5 + 0.5 s of 100
+        (targets.durable_writes("w12").value, {"ours": [1.0]}, 0.02),
+    ],
+)
+def test_what_follows_from_a_journal(
+    value: Callable[[table.Results], tuple[float, str, str]],
+    variants: dict[str, list[float]],
+    expected: float,
+) -> None:
+    results = {
+        ("w12", name): [result(name, 1.0, phases=in_phases(ended))] for name, ended in variants.items()
+    }
+    assert value(results)[0] == pytest.approx(expected)
+
+
+def test_the_last_trials_are_compared_with_the_first() -> None:
+    # 400 trials: the first 200 end each second, the others every two
+    ended = [float(n) for n in range(200)] + [199.0 + 2 * n for n in range(1, 201)]
+    results = {("noop_2000", "noop"): [result("noop", 1.0, phases=in_phases(ended))]}
+    assert targets.last_against_first(results)[0] == pytest.approx(2.0)
+
+
+def test_the_sides_take_turns() -> None:
+    entries = (
+        suite.Entry("w", "a", 2),
+        suite.Entry("w", "b", 2),
+        suite.Entry("v", "c", 1),
+        suite.Entry("w", "d", 1),
+    )
+    assert [each.name for each in suite.in_turns(entries)] == [
+        "w.a.1",
+        "w.b.1",
+        "w.d.1",
+        "w.a.2",
+        "w.b.2",
+        "v.c.1",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+BUSY = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
+PARENT = """
+import os, subprocess, sys, time
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+open("a.bin", "wb").write(bytes(1000))
+time.sleep(1.2)
+os.remove("a.bin")
+time.sleep(1.2)
+sys.exit(3)
+"""
+
+
+def test_a_measured_command_includes_its_children_and_what_it_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [sys.executable, "-c", PARENT, BUSY]
+    figures = measure(line, dict(os.environ), tmp_path, cores=None, hogs=0)
+    assert figures.exit_code == 3
+    assert figures.checkpoint_bytes == 1000
+    assert figures.cpu_s >= 0.5  # of the grandchild's 1.5 s
+    assert figures.peak_bytes > 1_000_000
+
+
+def test_a_checkpoint_counts_once_while_it_grows_or_moves_and_again_when_written_anew(
+    tmp_path: Path,
+) -> None:
+    files, file = WrittenFiles(tmp_path), tmp_path / "a.safetensors"
+    for size in (10, 30):
+        file.write_bytes(bytes(size))
+        files.look()
+    assert files.total == 30
+    file = file.rename(tmp_path / "b.safetensors")
+    files.look()
+    assert files.total == 30
+    file.write_bytes(bytes(20))
+    files.look()
+    assert files.total == 50
+
+
+# ------------------------------------------------------------------------------------------------- end to end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["n1", "ours"])
+def test_a_pass_is_run_stored_and_found_again(
+    variant: str, overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    store, which = Store(tmp_path, overrides, attempts=1), suite.Pass("w12", variant, 1)
+    made = store.run(which)
+    assert [len(trial.history) for trial in made.trials] == [1, 2, 1, 2]
+    assert made.figures.checkpoint_bytes > 0
+    assert (made.phases is not None) == (variant == "ours")
+    assert store.is_done(which)
+    assert store.result(which) == made
+
+
+@pytest.mark.slow
+def test_trials_that_do_nothing_are_journalled_and_reach_mlflow(
+    overrides: tuple[str, ...], tmp_path: Path
+) -> None:
+    own = [text for text in overrides if not text.startswith("space")]
+    made = Store(tmp_path, (*own, "search.trials=10"), attempts=1).run(suite.Pass("noop", "noop", 1))
+    assert len(made.trials) == 10
+    assert made.phases is not None
+    assert (made.phases.exit_code, made.phases.train_s, len(made.phases.ended)) == (0, 0.0, 10)
