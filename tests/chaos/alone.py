@@ -128,8 +128,14 @@ def _build_wide(base: Path) -> None:
 
     shutil.copytree(base / "model", base / WIDE, dirs_exist_ok=True)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(WORDS), max_position_embeddings=128, **sizes)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        max_position_embeddings=128,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
     BertModel(config).save_pretrained(base / WIDE)
     rng = Random(0)
     rows = ["text,label"]

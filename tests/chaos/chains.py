@@ -28,6 +28,8 @@ from tests.chaos.scene import MOMENT, Scene
 LONGEST: Final = 4
 """Sessions that are ended, of one sweep."""
 TMPFS: Final = "size=24m"
+COMPLETED: Final = "run on to the end"
+"""The row of a session in which nothing happens to a sweep that much has happened to."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Chain:
             if done:
                 break
         if done:
-            yield Row("completed", self.seed, fired=True, violations=tuple(self._completed()))
+            yield Row(COMPLETED, self.seed, fired=True, violations=tuple(self._completed()))
             return
         yield self._to_the_end(survived)
         for name in afterwards if scene.codes[-1] == 0 else ():
@@ -156,7 +158,7 @@ class Chain:
 
     def _to_the_end(self, survived: str | None) -> Row:
         """The last session, and more of them where it may end with another code than 0."""
-        scene, name = self.case.scene, survived or "completed"
+        scene, name = self.case.scene, survived or COMPLETED
         codes = SURVIVED[survived].codes if survived is not None else frozenset({0})
 
         def last() -> bool:

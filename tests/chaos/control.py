@@ -99,15 +99,16 @@ def _stock(mode: str, folder: Path) -> None:
 
     ray.init(address="local", num_cpus=1, include_dashboard=False)
     place = str(folder / "ray")
+    space = {"x": tune.grid_search(list(range(1, TRIALS + 1))), "log": str(folder / "ended.log")}
     if mode == "restore":
-        tuner = tune.Tuner.restore(f"{place}/stock", trainable=_train, resume_errored=True)
+        tuner = tune.Tuner.restore(f"{place}/stock", trainable=_train, param_space=space, resume_errored=True)
     else:
         callback = MLflowLoggerCallback(
             tracking_uri=f"sqlite:///{folder}/mlflow.db", experiment_name="stock", save_artifact=False
         )
         tuner = tune.Tuner(
             _train,
-            param_space={"x": tune.grid_search(list(range(1, TRIALS + 1))), "log": str(folder / "ended.log")},
+            param_space=space,
             run_config=tune.RunConfig(storage_path=place, name="stock", callbacks=[callback], verbose=0),
         )
     results = tuner.fit()
