@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -99,7 +100,7 @@ class Ground:
 @contextmanager
 def case_for(ground: Ground, place: Place, seed: int) -> Iterator[Case]:
     """A fresh sweep at its place, deleted afterwards unless something was wrong."""
-    folder = ground.work / f"sweep-{seed}"
+    folder = ground.work / f"sweep-{seed}-{time.time_ns() // 10**6 % 10**8}"  # new also if a seed comes again
     proxy = ground.server() if place == "server" else None
     with ExitStack() as stack:
         storage = stack.enter_context(_small_disk(folder)) if place == "tmpfs" else None
@@ -108,6 +109,8 @@ def case_for(ground: Ground, place: Place, seed: int) -> Iterator[Case]:
         case = Case(scene, Random(seed), ground.known.seconds, ground.lock_s, proxy)
         yield case
         scene.end_processes(0.0)
+        if case.wrong and storage is not None:
+            shutil.copytree(storage, folder / "disk")
     if not case.wrong:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -190,7 +190,7 @@ def journal_damaged(case: Case) -> bool:
     if not _killed_in_training(case):
         return False
     segments = case.scene.layout.segments()
-    segment = case.rng.choice(segments)
+    segment = case.rng.choice([each for each in segments if each.read_bytes().count(b"\n") > 1])
     whole = segment.read_bytes()
     lines = whole.splitlines(keepends=True)
     number = case.rng.randrange(len(lines) - 1)
