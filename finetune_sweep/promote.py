@@ -21,7 +21,14 @@ from finetune_sweep.card import Evidence, FinalTest
 from finetune_sweep.errors import StorageError, UserError, VerificationError, nearest
 from finetune_sweep.events import Promoted, TestIntended, TestRead
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, check_folder, explained, folder_aside, recover_folder
+from finetune_sweep.layout import (
+    Layout,
+    check_folder,
+    explained,
+    folder_aside,
+    recover_folder,
+    remove_leftovers,
+)
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.trial import Trial
@@ -175,7 +182,7 @@ class _Promotion:
         return next(trial for trial in self.plan.trials if trial.key == self.winner.key)
 
     def carry_out(self, prepared: Prepared) -> Promoted:
-        self._remove_leftovers()
+        remove_leftovers(self.layout.root)
         with folder_aside(self.layout.best) as aside:
             found = self.verified(aside)
             test = self._final_test(aside, prepared.fingerprints.get("test", ""))
@@ -250,11 +257,6 @@ class _Promotion:
             hardware=found.hardware,
             command=self.options.command,
         )
-
-    def _remove_leftovers(self) -> None:
-        """Deletes what killed promotions left beside `best/`."""
-        for folder in self.layout.root.glob(f".{self.layout.best.name}.*.tmp"):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def verify(recorded: TrialRecord, found: Found) -> None:

@@ -251,6 +251,7 @@ def nothing_left_behind(layout: Layout, record: SweepRecord) -> list[str]:
     """No temporary file, no checkpoint that belongs to no trial, none for resuming what has ended."""
     known = {layout.root / trial.checkpoint for trial in record.trials.values() if trial.checkpoint}
     found = [f"{path} was left behind" for path in layout.root.rglob(".*") if path.name != ".gitignore"]
+    found += [f"{layout.stop} still asks the workers to stop"] if layout.stop.exists() else []
     folders = [path for path in (layout.root / "trials").glob("*/*") if not path.name.startswith(".")]
     found += [f"{folder} belongs to no trial" for folder in folders if folder not in known]
     for folder in sorted(known):

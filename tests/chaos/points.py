@@ -51,8 +51,8 @@ def second(scene: Scene) -> str:
     return replay(scene.entries()).ranking()[1].key
 
 
-def undisturbed(scene: Scene) -> Undisturbed:
-    """Runs a sweep and promotes its second trial.
+def undisturbed(scene: Scene, *, with_second: bool) -> Undisturbed:
+    """Runs a sweep, and promotes its second trial if that is asked for.
 
     Raises:
         RuntimeError: If even that does not end well.
@@ -63,7 +63,7 @@ def undisturbed(scene: Scene) -> Undisturbed:
     found = invariants.of_a_complete_sweep(*scene.place, entries, results) if not code else []
     if code or found:
         raise RuntimeError(f"an undisturbed run ended with {code}: {found} {scene.last_words()}")
-    if scene.run("--trial", second(scene), command="promote"):
+    if with_second and scene.run("--trial", second(scene), command="promote"):
         raise RuntimeError(f"an undisturbed promotion failed: {scene.last_words()}")
     labels = dict.fromkeys(str(line["label"]) for line in scene.operations())
     return Undisturbed(tuple(labels), results, entries[-1].time - entries[0].time)

@@ -37,7 +37,7 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 
 def render(table: Sequence[Line]) -> str:
     """The table, with the violations below it."""
-    rows = [("fault", "runs", "fired", "not fired", "violations")]
+    rows: list[tuple[str, ...]] = [("fault", "runs", "fired", "not fired", "violations")]
     for line in table:
         counts = (line.runs, line.fired, line.runs - line.fired, len(line.violations))
         words = tuple(map(str, counts)) if line.runs else ("-", "-", "-", "-")
