@@ -25,7 +25,7 @@ from tests.chaos.alone import ALONE
 from tests.chaos.chains import Ground, Journal, Row
 from tests.chaos.faults import AFTER, ENDING, SURVIVED
 from tests.chaos.points import Undisturbed
-from tests.chaos.scene import MOMENT, POINT, Scene, build_base
+from tests.chaos.scene import MOMENT, POINT, Length, Scene, build_base
 
 POINTS: Final = "killed at a durable operation"
 FUZZED: Final = "fuzzed YAML"
@@ -91,22 +91,27 @@ class Run:
             self.notes["disk full"] = "skipped: a disk of its own needs root"
         alone = [name for name in ALONE if self.is_wanted(name)]
         if goals or alone:
-            known = self.reference("moments", Scene(self.work / "moments", base, MOMENT))
+            known = self.reference("moments", MOMENT)
             ground = Ground(self.work, base, known, self.size.lock_s)
             with ground.stack:
                 chains.run(ground, self.journal, goals, self.seed, self.say)
             for name in alone:
                 self.alone(name, ground)
         if self.is_wanted(POINTS):
-            known = self.reference("points", Scene(self.work / "points", base, POINT, extra=points.ONE_SLOT))
+            known = self.reference("points", POINT)
             self.points(known, base)
 
-    def reference(self, name: str, scene: Scene) -> Undisturbed:
+    def reference(self, name: str, length: Length) -> Undisturbed:
         """The undisturbed run, made once a work folder."""
         file = self.work / f"{name}.json"
         if not file.exists():
             self.say(f"an undisturbed run ({name})")
-            found = points.undisturbed(scene, with_second=name == "points")
+            is_list = name == "points"
+            scene = Scene(
+                self.work / name, self.work / "base", length, extra=points.ONE_SLOT if is_list else ""
+            )
+            found = points.undisturbed(scene, with_second=is_list)
+            scene.close(keep=False)
             file.write_text(
                 json.dumps({"points": found.points, "results": found.results, "seconds": found.seconds})
             )

@@ -112,8 +112,7 @@ def _completed(scene: Scene, *arguments: str, trials: int) -> list[str]:
 
 
 def _row(name: str, seed: int, fired: bool, wrong: list[str], scene: Scene) -> Row:  # noqa: FBT001 - a field of the row
-    if not wrong:
-        shutil.rmtree(scene.folder, ignore_errors=True)
+    scene.close(keep=bool(wrong))
     return Row(name, seed, fired, tuple(wrong))
 
 
@@ -172,6 +171,7 @@ def node_killed(ground: Ground, seed: int) -> Row | None:
         wrong += invariants.of_a_complete_sweep(*scene.place, entries, ground.known.results)
         if code != 0:
             wrong.append(f"the job ended with {code}: {log.read_text(encoding='utf-8')[-1500:]}")
+    scene.close(keep=False)
     return Row("node of a cluster killed", seed, fired and _was_open(entries), tuple(wrong))
 
 

@@ -108,11 +108,9 @@ def case_for(ground: Ground, place: Place, seed: int) -> Iterator[Case]:
         scene = Scene(folder, ground.base, MOMENT, uri=uri, storage=storage)
         case = Case(scene, Random(seed), ground.known.seconds, ground.lock_s, proxy)
         yield case
-        scene.end_processes(0.0)
         if case.wrong and storage is not None:
             shutil.copytree(storage, folder / "disk")
-    if not case.wrong:
-        shutil.rmtree(folder, ignore_errors=True)
+        scene.close(keep=bool(case.wrong))
 
 
 @contextmanager

@@ -86,10 +86,13 @@ def cover(work: Path, base: Path, points: Sequence[str], known: Undisturbed, rng
         number += 1
         count = len(left)
         scene = Scene(work / f"points-{number}-{rng.randrange(10**6)}", base, POINT, extra=ONE_SLOT)
+        is_wrong = False
         for met in _one_sweep(scene, left, known, rng):
             for point in met.points:
                 left.pop(point, None)
+            is_wrong = is_wrong or bool(met.violations)
             yield met
+        scene.close(keep=is_wrong)
         if len(left) == count:
             return
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class Scene:
     def __post_init__(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        self.ray = Path(tempfile.mkdtemp(prefix="fs-", dir="/tmp"))  # sockets need a short path
         if not self.uri:
             shutil.copy(self.base / "mlflow.db", self.folder / "mlflow.db")
             self.uri = f"sqlite:///{self.folder}/mlflow.db"
@@ -188,6 +190,13 @@ class Scene:
             return False
         return self.marker.encode() in environment and state != "Z"
 
+    def close(self, *, keep: bool) -> None:
+        """Ends what is left of it and deletes what Ray wrote; the sweep itself unless it is to be kept."""
+        self.end_processes(0.0)
+        shutil.rmtree(self.ray, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def end_processes(self, patience_s: float = 30.0) -> list[int]:
         """Those that do not end by themselves in this time; they are killed."""
         deadline = time.monotonic() + patience_s
@@ -219,6 +228,7 @@ class Session:
         environment = os.environ | {
             MARKER: str(self.scene.folder),
             "PYTHONPATH": os.pathsep.join(paths),
+            "RAY_TMPDIR": str(self.scene.ray),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
