@@ -83,13 +83,14 @@ def hang(ground: Ground, seed: int) -> Row | None:
     if "trial_timeout_s" not in Sweep.model_fields:
         return None
     rng = Random(seed)
-    scene = Scene(ground.work / f"hang-{seed}", ground.base, MOMENT, extra="trial_timeout_s: 10\n")
+    scene = Scene(ground.work / f"hang-{seed}", ground.base, MOMENT, extra="trial_timeout_s: 30\n")
     scene.hang_at = rng.randint(2, 15)
     code = scene.run()
     entries = scene.entries()
     fired = any(line["label"] == "worker: hang" for line in scene.operations())
     wrong = invariants.after_a_session(code, entries, {}, ground.known.results)
     scene.hang_at = None
+    wrong += [] if code == 0 else [f"a hang ended the session with {code}: {scene.last_words()}"]
     wrong += _completed(scene, trials=3)
     wrong += invariants.as_undisturbed(invariants.results(replay(scene.entries())), ground.known.results)
     return _row("hang", seed, fired, wrong, scene)
