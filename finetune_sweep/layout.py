@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_sweep.errors import StorageError, SweepLocked, UserError
+from finetune_sweep.errors import StorageError, SweepError, SweepLocked, UserError
 
 MANIFEST: Final = "manifest.json"
 CHANGED_TENSORS: Final = "changed.safetensors"
@@ -145,7 +145,8 @@ def folder_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     try:
-        yield aside
+        with _full_disk_explained(target):
+            yield aside
         with explained(target):
             _write_manifest(aside)
             _replace_folder(aside, target)
@@ -235,6 +236,20 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise StorageError(f"{path} could not be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def _full_disk_explained(path: Path) -> Iterator[None]:
+    """The same for a full disk alone, also where a library that writes without Python says so in words of its own."""
+    try:
+        yield
+    except SweepError:
+        raise
+    except Exception as error:
+        full = {errno.ENOSPC, errno.EDQUOT}
+        if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
+            raise StorageError(f"{path} could not be written: the disk is full") from error
+        raise
 
 
 def _sync(path: Path) -> None:

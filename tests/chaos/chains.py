@@ -119,7 +119,7 @@ def _small_disk(folder: Path) -> Iterator[Path]:
     disk.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", TMPFS, "none", str(disk)], check=True)  # noqa: S607
     try:
-        yield disk
+        yield disk / "runs"  # MLflow keeps artifacts beside it
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # noqa: S607
         disk.rmdir()

@@ -102,7 +102,7 @@ def disk_full(case: Case) -> bool:
     """Another program takes all that is free on the sweep's disk."""
     session = case.scene.start()
     is_hit = session.until_training(case.rng.randint(1, MOST_EVALUATIONS))
-    filler = case.scene.layout.storage / "filler"
+    filler = case.scene.layout.storage.parent / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 4096)
