@@ -148,7 +148,12 @@ class Run:
         """A fault with sweeps of its own."""
         goal = self.size.alone
         while self.journal.fired(name) < goal and self.journal.tried(name) < 2 * goal + 1:
-            row = ALONE[name](ground, self.seed * 1_000_000 + self.journal.tried(name))
+            seed = self.seed * 1_000_000 + self.journal.tried(name)
+            try:
+                row = ALONE[name](ground, seed)
+            except Exception as error:  # noqa: BLE001 - the other faults are tried all the same, and this one is told
+                wrong = f"the harness failed: {type(error).__name__}: {error}"
+                row = Row(name, seed, fired=False, violations=(wrong,))
             if row is None:
                 self.notes[name] = "skipped: not possible here"
                 return

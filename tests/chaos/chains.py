@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -145,14 +144,14 @@ class Chain:
         done = False
         for name in endings:
             yield self._tried(name, lambda name=name: ENDING[name].inject(self.case))  # type: ignore[misc]
-            done = scene.codes[-1] == 0
+            done = scene.code == 0
             if done:
                 break
         if done:
             yield Row(COMPLETED, self.seed, fired=True, violations=tuple(self._completed()))
             return
         yield self._to_the_end(survived)
-        for name in afterwards if scene.codes[-1] == 0 else ():
+        for name in afterwards if scene.code == 0 else ():
             row = self._tried(name, lambda name=name: AFTER[name].inject(self.case))  # type: ignore[misc]
             found = [*row.violations, *self._completed()]
             yield Row(row.fault, row.seed, row.fired, tuple(found))
@@ -183,15 +182,18 @@ class Chain:
         except TimeoutError as error:
             fired = True
             self.case.wrong.append(str(error))
+        except Exception as error:  # noqa: BLE001 - the other faults are tried all the same, and this one is told
+            fired = False
+            self.case.wrong.append(f"the harness failed: {type(error).__name__}: {error}")
+            scene.end_processes(0.0)
         entries = scene.entries()
-        code = scene.codes[-1] if scene.codes else -signal.SIGKILL
-        found = invariants.after_a_session(code, entries, self.before, self.ground.known.results)
+        found = invariants.after_a_session(scene.code, entries, self.before, self.ground.known.results)
         self.before = invariants.results(replay(entries))
         return Row(name, self.seed, fired, (*self.case.wrong, *found))
 
     def _completed(self) -> list[str]:
         scene = self.case.scene
-        if scene.codes[-1] != 0:
+        if scene.code != 0:
             return []
         found = invariants.of_a_complete_sweep(*scene.place, scene.entries(), self.ground.known.results)
         found += invariants.no_process(scene.end_processes())

@@ -169,6 +169,11 @@ class Scene:
         roles = {str(line["label"]).partition(":")[0] for line in self.operations()}
         return {"driver", "worker"} <= roles
 
+    @property
+    def code(self) -> int:
+        """How the last session ended; as if killed, if there was none."""
+        return self.codes[-1] if self.codes else -signal.SIGKILL
+
     def killed_at(self) -> list[str]:
         """The points at which the seam killed."""
         return [str(line["label"]) for line in self.operations() if line["killed"]]
