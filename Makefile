@@ -5,25 +5,28 @@
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
+# make chaos    kills a sweep in all ways that are known: a sample, under 20 minutes on two free cores; chaos-all: hours
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
-# Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS.
+# Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-slow test-cluster test-docker test-ui bench bench-full check docs lint types format clean
+.PHONY: install run test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full check docs lint types \
+	format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 PYTEST_ARGS ?=
+CHAOS_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
-test test-slow test-cluster test-docker test-ui: export OMP_NUM_THREADS ?= 1
-test test-slow test-cluster test-docker test-ui: export HF_HUB_OFFLINE = 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all: export OMP_NUM_THREADS ?= 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all: export HF_HUB_OFFLINE = 1
 
 install: $(STAMP)
 
@@ -54,6 +57,13 @@ test-ui: install
 # Whole sweeps on a real Ray, a minute each: slots, GPUs, interruptions, lost workers, submission.
 test-slow: install
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+# Each prints a table at the end. What was done is kept in runs/chaos and runs/chaos-all; chaos-all goes on from there.
+chaos: install
+	$(BIN)/python -m tests.chaos --fresh $(CHAOS_ARGS)
+
+chaos-all: install
+	$(BIN)/python -m tests.chaos --all $(CHAOS_ARGS)
 
 # Ours and the peers on the same sweeps. What was measured is stored, and both go on where they were.
 bench: install

@@ -9,16 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from finetune_sweep import journal, layout, plan, run
+from finetune_sweep import journal, layout, run
 from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan
-from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune import driver, resume, worker
 from finetune_sweep.tune.worker import Assignment, UnitTrainable
 
@@ -97,15 +96,6 @@ def _timed_folder(watch: Stopwatch, what: str) -> Any:  # noqa: ANN401 - a conte
             yield folder
 
     return folder_aside
-
-
-def train_each_trial_alone() -> None:
-    """No trial shares its training with another one."""
-
-    def alone(trials: Iterable[Trial], *_: object) -> list[WorkUnit]:
-        return [WorkUnit((trial,)) for trial in trials]
-
-    _replace(plan, "work_units", alone)
 
 
 def train_nothing() -> None:

@@ -17,9 +17,14 @@ from finetune_sweep.layout import Layout
 from finetune_sweep.record import replay
 from finetune_sweep.yamlio import Value
 
-LEVERS: Final[Mapping[str, str]] = {}
+LEVERS: Final[Mapping[str, str]] = {
+    "share_trajectories": "w12",
+    "unpadding": "w12",
+    "prefix_cache": "w54",
+    "fuse_heads": "w64",
+}
 """The switches below `speed` in a sweep file, each with the workload on which it is switched off alone. The plain path
-has all of them off. Sharing has none: see `Ours.shares`."""
+has all of them off."""
 LEVERS_OFF: Final = tuple(f"speed.{name}=false" for name in LEVERS)
 
 
@@ -29,13 +34,11 @@ class Ours:
 
     Args:
         overrides: As for `--set`.
-        shares: Whether trials that differ only in `epochs` share a training.
         one_core: Whether it gets one core of the machine.
         hogs: Busy processes beside it, on the same cores.
     """
 
     overrides: tuple[str, ...] = ()
-    shares: bool = True
     one_core: bool = False
     hogs: int = 0
 
@@ -48,7 +51,7 @@ VARIANTS: Final[Mapping[str, Ours]] = {
     "ours-fp32": Ours((FP32,)),
     "ours-bf16": Ours((BF16,)),
     "ours-best": Ours((BF16, "metric.epoch=best")),
-    "plain-fp32": Ours((FP32, *LEVERS_OFF), shares=False),
+    "plain-fp32": Ours((FP32, *LEVERS_OFF)),
     "ours-one-slot": Ours(("max_concurrent=1",)),
     "ours-one-core": Ours(one_core=True),
     "ours-hog": Ours(one_core=True, hogs=1),
@@ -134,8 +137,6 @@ def main(workload: str, variant: str, model: str, folder: Path, more: Sequence[s
     layout = Layout(folder / "runs", sweep.name)
     layout.root.mkdir(parents=True)
     instruments.time_durable_writes(layout.root)
-    if not ours.shares:
-        instruments.train_each_trial_alone()
     if variant == "noop":
         instruments.train_nothing()
     code = run(sweep)

@@ -16,9 +16,10 @@ they cross the boundary between a worker and the driver.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 
 class Interrupted(BaseException):
@@ -27,10 +28,25 @@ class Interrupted(BaseException):
 
 FailureClass = Literal["out_of_memory", "diverged", "lost_worker", "hang", "fault"]
 
+_CREDENTIALS: Final = re.compile(r"(:/{1,2})[^/\s]+@")
+_SECRET_OPTION: Final = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*)=[^&\s]*")
+
+
+def without_credentials(text: str) -> str:
+    """A text with the names, passwords and tokens of the URIs in it struck out.
+
+    >>> without_credentials("got 'https://me:secret@host/mlflow?token=t'")
+    "got 'https://***@host/mlflow?token=***"
+    """
+    return _SECRET_OPTION.sub(r"\1=***", _CREDENTIALS.sub(r"\1***@", text))
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong in what the user gave: where it stands, and what would be right."""
+    """One thing that is wrong in what the user gave: where it stands, and what would be right.
+
+    As text it is without the credentials that a URI of the user's may hold.
+    """
 
     message: str
     path: str = ""
@@ -39,7 +55,7 @@ class Problem:
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.line}" if self.line is not None else self.file
-        return ": ".join(part for part in (where, self.path, self.message) if part)
+        return without_credentials(": ".join(part for part in (where, self.path, self.message) if part))
 
 
 class SweepError(Exception):

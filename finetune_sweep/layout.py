@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from finetune_sweep.errors import StorageError, SweepLocked, UserError
+from finetune_sweep.errors import StorageError, SweepError, SweepLocked, UserError
 
 MANIFEST: Final = "manifest.json"
 CHANGED_TENSORS: Final = "changed.safetensors"
@@ -151,7 +151,8 @@ def folder_aside(target: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     try:
-        yield aside
+        with _full_disk_explained(target):
+            yield aside
         with explained(target):
             _write_manifest(aside)
             _replace_folder(aside, target)
@@ -215,6 +216,15 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what kills left in a folder, half written; whoever calls this is the only one who writes there."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
@@ -232,6 +242,20 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise StorageError(f"{path} could not be written: {reason}") from error
+
+
+@contextlib.contextmanager
+def _full_disk_explained(path: Path) -> Iterator[None]:
+    """The same for a full disk alone, also where a library that writes without Python says so in words of its own."""
+    try:
+        yield
+    except SweepError:
+        raise
+    except Exception as error:
+        full = {errno.ENOSPC, errno.EDQUOT}
+        if getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full):
+            raise StorageError(f"{path} could not be written: the disk is full") from error
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Final
 
+from finetune_sweep.errors import without_credentials
+
 _DATABASES: Final = {"sqlite", "postgresql", "mysql", "mssql"}
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]+@")
-_SECRET_OPTION: Final = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*)=[^&\s]*")
 
 
 def tracking_uri(uri: str, storage: Path) -> str:
@@ -36,4 +36,4 @@ def printable_uri(text: str) -> str:
     >>> printable_uri("https://me:secret@host/mlflow")
     'https://***@host/mlflow'
     """
-    return _SECRET_OPTION.sub(r"\1=***", _CREDENTIALS.sub("***@", text))
+    return without_credentials(text)

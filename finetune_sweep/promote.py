@@ -8,7 +8,6 @@ folder takes the place of `best/`. What fails before that changes nothing.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from finetune_sweep.layout import (
     check_folder,
     folder_aside,
     recover_folder,
+    remove_leftovers,
 )
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
@@ -207,7 +207,7 @@ class _Promotion:
         return "" if by_rule == self.winner.key else by_rule
 
     def carry_out(self, prepared: Prepared) -> Promoted:
-        self._remove_leftovers()
+        remove_leftovers(self.layout.root)
         with folder_aside(self.layout.best) as aside:
             found = self.verified(aside)
             self._keep_predictions(found)
@@ -321,8 +321,3 @@ class _Promotion:
             hardware=found.hardware,
             command=self.options.command,
         )
-
-    def _remove_leftovers(self) -> None:
-        """Deletes what killed promotions left beside `best/`."""
-        for folder in self.layout.root.glob(f".{self.layout.best.name}.*.tmp"):
-            shutil.rmtree(folder, ignore_errors=True)

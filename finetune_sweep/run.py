@@ -17,7 +17,7 @@ from finetune_sweep.assembly import evaluate_folder
 from finetune_sweep.errors import Interrupted, SweepError, TrackingError, UserError
 from finetune_sweep.events import SessionEnded, TrialEnded
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder
+from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, remove_leftovers
 from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
@@ -240,6 +240,7 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
 
 def _open(session: Session) -> None:
     recover_folder(session.layout.best)
+    remove_leftovers(session.layout.root)
     session.journal.append(*session.plan.events())
     resolved.write(session.plan, session.layout)
     session.mirror.start()
@@ -340,6 +341,7 @@ def _choose(session: Session) -> None:
 def _promote(session: Session, options: promote.Options) -> None:
     """Puts the winner into `best/` and into the registry, unless it is there."""
     session.on_change()
+    session.driver().remove_orphans()
     if not session.journal.record.ranking():
         raise SweepError(_nothing_finished(session))
     winner = promote.pending(session.plan, session.journal, session.layout, options)

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import instruments, suite, table, targets
+from benchmarks import suite, table, targets
 from benchmarks.material import fixed_settings, grid_of, make
 from benchmarks.measure import Figures, WrittenFiles, measure
-from benchmarks.ours import VARIANTS, Phases
+from benchmarks.ours import LEVERS_OFF, VARIANTS, Phases
 from benchmarks.passes import Result, Store
 from benchmarks.peers import n3
 from benchmarks.peers.hugging_face import arguments, build_model, load_rows, make_trainer
 from benchmarks.peers.recipe import Outcome, Point, Recipe, Setting
-from finetune_sweep import plan, trial
+from finetune_sweep import plan
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import Training
 from finetune_sweep.sweepfile import load_sweep
@@ -191,15 +191,14 @@ def test_the_longest_training_stands_for_the_shorter_ones(recipe: Recipe) -> Non
     assert [(o.config["epochs"], len(o.history)) for o in shorter] == [(1, 1), (2, 2)]
 
 
-def test_the_plain_path_trains_each_trial_alone(
-    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "work_units", trial.work_units)  # put back at the end
-    sweep = load_sweep(suite.workload_file("w12"), overrides, options={"cache": str(tmp_path)})
-    planned = plan.make_plan(sweep)
-    assert [len(unit.trials) for unit in planned.units] == [2, 2]
-    instruments.train_each_trial_alone()
-    assert [len(unit.trials) for unit in planned.units] == [1, 1, 1, 1]
+def test_the_plain_path_trains_each_trial_alone(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    def units(*more: str) -> list[int]:
+        options = {"cache": str(tmp_path)}
+        sweep = load_sweep(suite.workload_file("w12"), (*overrides, *more), options=options)
+        return [len(unit.trials) for unit in plan.make_plan(sweep).units]
+
+    assert units() == [2, 2]
+    assert units(*LEVERS_OFF) == [1, 1, 1, 1]
 
 
 # ------------------------------------------------------------------------------------------ the arithmetic

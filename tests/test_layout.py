@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from finetune_sweep.errors import StorageError, SweepLocked, UserError
 from finetune_sweep.layout import (
@@ -23,6 +25,7 @@ from finetune_sweep.layout import (
     read_owner,
     recover_folder,
     remove_folder,
+    remove_leftovers,
     sha256,
     write_atomic,
 )
@@ -90,6 +93,34 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     done = in_another_process(code, str(path))
     assert f"{path} could not be written: " in done.stdout
     assert path.read_bytes() == b"old"
+
+
+def write_to_a_full_disk() -> None:
+    Path("/dev/full").write_text("x")
+
+
+def write_tensors_to_a_full_disk() -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("write", [write_to_a_full_disk, write_tensors_to_a_full_disk])
+def test_a_full_disk_is_the_storage_s_fault_whoever_writes(write: Callable[[], None], tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=r"target could not be written: the disk is full"),
+        folder_aside(tmp_path / "target"),
+    ):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_kills_left_half_written_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".best.7.tmp").mkdir()
+    (tmp_path / ".best.7.tmp" / "config.json").touch()
+    (tmp_path / ".sweep.lock.yaml.7.tmp").touch()
+    (tmp_path / "sweep.lock.yaml").touch()
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.lock.yaml"]
 
 
 def test_a_durable_file_grows_and_is_never_overwritten(tmp_path: Path) -> None:

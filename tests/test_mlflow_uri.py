@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.mlflow_uri import artifact_location, printable_uri, tracking_uri
 
 
@@ -28,10 +29,17 @@ def test_a_relative_database_lies_beside_the_storage() -> None:
     ],
 )
 def test_credentials_are_not_printed(secret: str) -> None:
-    printed = printable_uri(secret)
-    assert "s3c" not in printed
-    assert "r3t" not in printed
-    assert "host" in printed
+    for printed in (printable_uri(secret), str(UserError(Problem(f"uri: got {secret!r}", file="a.yaml")))):
+        assert "s3c" not in printed
+        assert "r3t" not in printed
+        assert "host" in printed
+
+
+def test_credentials_are_not_printed_of_a_uri_that_was_taken_for_a_path() -> None:
+    assert (
+        str(UserError(f"{Path('https://me:s3cr3t@host/x')}: no such file"))
+        == "https:/***@host/x: no such file"
+    )
 
 
 def test_an_address_without_credentials_is_printed_as_it_is() -> None:

@@ -41,8 +41,10 @@ def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sw
     check_best(folder / "runs" / "tiny" / "best")
     check_mlflow(folder, before)
 
+    leave_what_kills_leave(folder / "runs" / "tiny", next(iter(before)))
     again = command("run", sweep, cwd=folder)
     assert again.code == 0
+    assert not [path for path in (folder / "runs").rglob("*") if "left" in path.name]
     assert "nothing is left to train" in again.out
     assert trials(sweep) == before
 
@@ -60,6 +62,14 @@ def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sw
     assert trials(sweep)[best]["current"] is False
     results = json.loads((folder / "runs" / "tiny" / "best" / "eval_results.json").read_text())
     assert results["key"] == status(sweep)["best"]["key"]
+
+
+def leave_what_kills_leave(root: Path, key: str) -> None:
+    """As if the last worker and the driver had died when all results were journalled."""
+    (root / ".sweep.lock.yaml.left.tmp").touch()
+    (root / "trials" / key / "resume-0001-left").mkdir(parents=True)
+    (root / "trials" / key / ".epoch-0001.left.tmp").mkdir()
+    (root / "trials" / key / "left.txt").touch()
 
 
 def check_best(best: Path) -> None:

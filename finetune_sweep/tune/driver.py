@@ -69,7 +69,7 @@ class Driver:
             SweepError: If the first work unit has a fault, since all others would have it too.
             Interrupted: If the run is to end.
         """
-        self._remove_orphans()
+        self.remove_orphans()
         disk.check_floor(self.plan, self.layout.root)
         rounds = 0
         while rounds <= self.plan.sweep.retries:
@@ -230,7 +230,7 @@ class Driver:
                 self.journal.append(CheckpointRemoved(trial.key))
                 remove_folder(self.layout.root / checkpoint)
 
-    def _remove_orphans(self) -> None:
+    def remove_orphans(self) -> None:
         """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
         trials = self.journal.record.trials
         known = {trial.checkpoint for trial in trials.values()}

@@ -1,0 +1,228 @@
+"""`make chaos` and `make chaos-all`: kills a sweep in all ways that are known, and prints what came of it.
+
+    python -m tests.chaos [--all] [--work DIR] [--seed N] [--only FAULT ...] [--fresh]
+
+What was done is kept in DIR, so that a run that was interrupted goes on; --fresh forgets it. Exit code 1: a violation,
+a fault that never came in mid-work, or a control that holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Final
+
+from tests.chaos import chains, control, fuzz, points, table
+from tests.chaos.alone import ALONE
+from tests.chaos.chains import Ground, Journal, Row
+from tests.chaos.faults import AFTER, ENDING, SURVIVED
+from tests.chaos.points import Undisturbed
+from tests.chaos.scene import MOMENT, POINT, Length, Scene, build_base
+
+POINTS: Final = "killed at a durable operation"
+FUZZED: Final = "fuzzed YAML"
+HOSTILE: Final = "hostile YAML"
+CONTROLS: Final = {control.DRIVER: False, control.STATE: True}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is tried.
+
+    Args:
+        points: Of the list; None for all of them.
+        runs: Of each random fault.
+        alone: Of each fault that needs a sweep of its own.
+        lock_s: How long a database is locked.
+    """
+
+    points: int | None
+    runs: int
+    alone: int
+    lock_s: float
+    fuzzed: int
+
+
+QUICK: Final = Size(points=6, runs=1, alone=1, lock_s=8.0, fuzzed=2000)
+ALL: Final = Size(points=None, runs=60, alone=60, lock_s=60.0, fuzzed=2000)
+
+
+@dataclass
+class Run:
+    """One run of the harness."""
+
+    work: Path
+    size: Size
+    seed: int
+    only: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.work / "rows.jsonl")
+        self.began = time.monotonic()
+        self.notes: dict[str, str] = {}
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        print(f"[{time.monotonic() - self.began:5.0f} s] {text[:400]}", flush=True)  # noqa: T201
+
+    def is_wanted(self, fault: str) -> bool:
+        """Whether a fault was asked for."""
+        return any(text in fault for text in self.only)
+
+    def carry_out(self) -> None:
+        """Everything that was asked for and is not done yet."""
+        base = self.work / "base"
+        build_base(base)
+        self.yaml()
+        self.controls()
+        faults = [*ENDING, *SURVIVED, *AFTER]
+        goals = Counter({name: self.size.runs for name in faults if self.is_wanted(name)})
+        if "disk full" in goals and not chains.can_mount():
+            del goals["disk full"]
+            self.notes["disk full"] = "skipped: a disk of its own needs root"
+        alone = [name for name in ALONE if self.is_wanted(name)]
+        if goals or alone:
+            known = self.reference("moments", MOMENT)
+            ground = Ground(self.work, base, known, self.size.lock_s)
+            with ground.stack:
+                chains.run(ground, self.journal, goals, self.seed, self.say)
+            for name in alone:
+                self.alone(name, ground)
+        if self.is_wanted(POINTS):
+            known = self.reference("points", POINT)
+            self.points(known, base)
+
+    def reference(self, name: str, length: Length) -> Undisturbed:
+        """The undisturbed run, made once a work folder."""
+        file = self.work / f"{name}.json"
+        if not file.exists():
+            self.say(f"an undisturbed run ({name})")
+            is_list = name == "points"
+            scene = Scene(
+                self.work / name, self.work / "base", length, extra=points.ONE_SLOT if is_list else ""
+            )
+            found = points.undisturbed(scene, with_second=is_list)
+            scene.close(keep=False)
+            file.write_text(
+                json.dumps({"points": found.points, "results": found.results, "seconds": found.seconds})
+            )
+        content = json.loads(file.read_text(encoding="utf-8"))
+        results = {key: _tuples(value) for key, value in content["results"].items()}
+        return Undisturbed(tuple(content["points"]), results, content["seconds"])
+
+    def yaml(self) -> None:
+        """Sweep files that nobody meant."""
+        if self.is_wanted(FUZZED) and not self.journal.tried(FUZZED):
+            self.say(f"{self.size.fuzzed} fuzzed files")
+            wrong = fuzz.fuzz(self.work / "fuzz", self.size.fuzzed, self.seed)
+            for _ in range(self.size.fuzzed - max(1, len(wrong))):
+                self.journal.add(Row(FUZZED, self.seed, fired=True))
+            for text in wrong or [""]:
+                self.journal.add(Row(FUZZED, self.seed, fired=True, violations=(text,) if text else ()))
+        if self.is_wanted(HOSTILE) and not self.journal.tried(HOSTILE):
+            folder = self.work / "hostile" / "corpus"
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+            count, wrong = fuzz.attack(folder)
+            for at in range(count):
+                self.journal.add(Row(HOSTILE, self.seed, fired=True, violations=() if at else tuple(wrong)))
+
+    def controls(self) -> None:
+        """The same without protection."""
+        for name, is_state_damaged in CONTROLS.items():
+            if self.is_wanted(name) and not self.journal.tried(name):
+                wrong = control.run(self.work, is_state_damaged=is_state_damaged)
+                self.journal.add(Row(name, self.seed, fired=True, violations=tuple(wrong)))
+                self.say(f"{name}: {len(wrong)} violations, as it must")
+
+    def alone(self, name: str, ground: Ground) -> None:
+        """A fault with sweeps of its own."""
+        goal = self.size.alone
+        while self.journal.fired(name) < goal and self.journal.tried(name) < 2 * goal + 1:
+            seed = self.seed * 1_000_000 + self.journal.tried(name)
+            try:
+                row = ALONE[name](ground, seed)
+            except Exception as error:  # noqa: BLE001 - the other faults are tried all the same, and this one is told
+                wrong = f"the harness failed: {type(error).__name__}: {error}"
+                row = Row(name, seed, fired=False, violations=(wrong,))
+            if row is None:
+                self.notes[name] = "skipped: not possible here"
+                return
+            self.journal.add(row)
+            self.say(f"{name}: {'fired' if row.fired else 'not fired'} {'; '.join(row.violations)}")
+
+    def points(self, known: Undisturbed, base: Path) -> None:
+        """Every point once, or a sample of them."""
+        rng = Random(self.seed)
+        chosen = (
+            known.points if self.size.points is None else points.sample(known.points, self.size.points, rng)
+        )
+        names = {f"{POINTS}: {point}": point for point in chosen}
+        left = [point for name, point in names.items() if not self.journal.fired(name)]
+        self.say(f"{len(left)} of {len(known.points)} points are left to kill at")
+        for met in points.cover(self.work, base, left, known, Random(self.seed + len(left))):
+            for point in met.points:
+                self.journal.add(Row(f"{POINTS}: {point}", self.seed, fired=True))
+                self.say(f"killed at {point}")
+            if met.violations:
+                self.say("; ".join(met.violations))
+                self.journal.add(Row(f"{POINTS}: after", self.seed, fired=False, violations=met.violations))
+        for name in names:
+            if not self.journal.fired(name):
+                self.journal.add(Row(name, self.seed, fired=False))
+
+    def table(self) -> list[table.Line]:
+        """What there is to print: the points as one line."""
+        rows = [
+            row for row in self.journal.rows if self.is_wanted(row.fault) or row.fault == chains.COMPLETED
+        ]
+        wrong = tuple(text for row in rows if row.fault.startswith(POINTS) for text in row.violations)
+        fired = {row.fault for row in rows if row.fault.startswith(POINTS) and row.fired}
+        tried = {row.fault for row in rows if row.fault.startswith(f"{POINTS}: ")} - {f"{POINTS}: after"}
+        found = table.lines(row for row in rows if not row.fault.startswith(POINTS))
+        if tried:
+            found.insert(0, table.Line(POINTS, len(tried), len(fired), list(wrong), "each once"))
+        return [*found, *(table.Line(name, note=note) for name, note in self.notes.items())]
+
+
+def _tuples(value: object) -> object:
+    """Results as they were before they became JSON."""
+    told, epochs, best_epoch, score = value  # type: ignore[misc]
+    return ([tuple(each) for each in told], epochs, best_epoch, score)  # type: ignore[has-type]
+
+
+def main() -> int:
+    """Runs what was asked for; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--all", action="store_true", help="every point, and 60 runs of each random fault")
+    parser.add_argument("--work", type=Path, help="where it works and keeps what was done (runs/chaos)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is random")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only faults whose name holds one of these texts"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forgets what was done in the folder")
+    options = parser.parse_args()
+    work: Path = (options.work or Path("runs") / ("chaos-all" if options.all else "chaos")).absolute()
+    if options.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    run = Run(work, ALL if options.all else QUICK, options.seed, options.only)
+    run.carry_out()
+    lines = run.table()
+    print(table.render(lines))  # noqa: T201
+    reasons = table.failed(lines)
+    for reason in reasons:
+        print(f"FAILED {reason}", file=sys.stderr)  # noqa: T201
+    return 1 if reasons else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
