@@ -117,7 +117,10 @@ class Encoded:
     @classmethod
     def load(cls, folder: Path) -> Encoded:
         """Reads what `save` wrote, mapped into memory: processes share it, and it is read as it is used."""
-        arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+        # As plain arrays: each slice of a mapped one would be a mapped one again, which takes many times as long.
+        arrays = {
+            file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in sorted(folder.glob("*.npy"))
+        }
         columns: dict[str, NDArray[np.generic] | Ragged] = {}
         for stem, array in arrays.items():
             name, _, part = stem.partition(".")

@@ -124,6 +124,8 @@ def states_of(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor | None:
     column = encoded.columns.get(STATES)
     if not isinstance(column, Ragged):
         return None
+    if len(column.values) == len(column):  # one state for each row
+        return torch.from_numpy(column.values[rows])
     return torch.from_numpy(np.concatenate([column[int(row)] for row in rows]))
 
 
