@@ -64,7 +64,8 @@ The names under `data.columns` are the task's columns; what they are set to is w
 
 {tasks}
 
-`f1` with two classes is that of the second class, in sorted order; with more it is `macro_f1`.
+`f1` with two classes is that of the second class, in sorted order; with more it is `macro_f1`. `robust_` before a
+metric (`robust_accuracy`) is its mean over [perturbed validation rows](methods.md#robustness).
 
 ## Examples
 
@@ -89,6 +90,10 @@ RULES: Final[Mapping[type[BaseModel], str]] = {
         " out where it is a dimension of the space."
     ),
     settings.Training: "`gradient_accumulation_steps` must not exceed `batch_size`.",
+    settings.Augment: (
+        "`copies` must be above 0, and so must one of the rates; in a space, 0 for `copies` or for all rates is the"
+        " same trial as no augmentation. `synonyms` needs a rate for `replacement` or `insertion`."
+    ),
     settings.Linear: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     settings.Cosine: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     spec.Split: "`validation` and `test` together must be below 1.",

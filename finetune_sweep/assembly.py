@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,10 @@ from finetune_sweep.events import Metrics
 from finetune_sweep.layout import CHANGED_TENSORS, explained
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions, load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import ROBUST, Predictions, load_tokenizer, quiet_loading
+from finetune_sweep.train import robustness
+from finetune_sweep.train.data import rewritten
+from finetune_sweep.train.robustness import Robustness
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import Loaded, planned_data
 
@@ -27,13 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What a checkpoint that was loaded from its folder gave, and what it was evaluated on."""
+    """What a checkpoint that was loaded from its folder gave, and what it was evaluated on.
+
+    Its robustness is known where the plan's metric is one of perturbed rows.
+    """
 
     metrics: Metrics
     host: str
     device: str
     hardware: Mapping[str, str | int]
     predictions: Predictions | None = None
+    robustness: Robustness | None = None
 
 
 def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
@@ -92,10 +99,13 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     from finetune_sweep.train import architecture, hardware, loop, packing
 
     torch.set_num_threads(threads)
-    task = TASKS[plan.sweep.task]
+    task = robustness.task_for(plan.sweep.metric.name, TASKS[plan.sweep.task])
     model = load_as_user(folder, plan)
     tokenizer = load_tokenizer(folder)
     rows = planned_data(plan).splits[split]
+    is_robust = robustness.measures(plan.sweep.metric.name)
+    if is_robust:
+        rows = rewritten(rows, robustness.rewriting(split, task))
     model.to(plan.device)  # type: ignore[arg-type]  # transformers types only torch.device
     arch = architecture.describe(model.config.to_dict())
     predictions = loop.evaluate(
@@ -107,7 +117,18 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
         pad_token_id=int(tokenizer.pad_token_id),
     )
     metrics = task.score(predictions, plan.classes)
-    return Found(metrics, socket.gethostname(), plan.device, hardware.describe(), predictions)
+    measured = robustness.measure(TASKS[plan.sweep.task], predictions, plan.classes) if is_robust else None
+    clean = robustness.clean_rows(predictions)
+    return Found(metrics, socket.gethostname(), plan.device, hardware.describe(), clean, measured)
+
+
+def with_robust_metric(plan: Plan) -> Plan:
+    """The plan with the metric on perturbed rows, for `evaluate_folder` to measure robustness."""
+    metric = plan.sweep.metric
+    if robustness.measures(metric.name):
+        return plan
+    robust = metric.model_copy(update={"name": f"{ROBUST}{metric.name}"})
+    return replace(plan, sweep=plan.sweep.model_copy(update={"metric": robust}))
 
 
 def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:

@@ -20,6 +20,10 @@ from finetune_sweep.markdown import cell, table
 from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
+from finetune_sweep.spec import Sweep
+from finetune_sweep.tasks.contract import ROBUST
+from finetune_sweep.train import robustness
+from finetune_sweep.train.robustness import Robustness
 from finetune_sweep.trial import Trial
 from finetune_sweep.yamlio import Value
 
@@ -59,6 +63,7 @@ class Evidence:
         test: The test split.
         hardware: What the checkpoint was verified on, with the versions of the libraries.
         command: What the user typed.
+        robustness: On perturbed validation rows; None if it was not measured.
     """
 
     plan: Plan
@@ -69,6 +74,7 @@ class Evidence:
     test: FinalTest
     hardware: Mapping[str, str | int]
     command: str
+    robustness: Robustness | None = None
 
     @property
     def ranking(self) -> list[TrialRecord]:
@@ -106,6 +112,7 @@ def results(evidence: Evidence) -> dict[str, Value]:
         "test": dict(test.metrics) or None,
         "test_note": test.note,
         "test_baseline": dict(test.baseline) or None,
+        "robustness": _measured(evidence.robustness) if evidence.robustness else None,
         "announced": announced(evidence.record, evidence.trial.key),
     }
 
@@ -118,6 +125,13 @@ def announced(record: SweepRecord, key: str) -> dict[str, Value] | None:
     return None
 
 
+def _measured(found: Robustness) -> Value:
+    perturbed: dict[str, Value] = {
+        kind: [dict(metrics) for metrics in each] for kind, each in found.perturbed.items()
+    }
+    return {"clean": dict(found.clean), **perturbed}
+
+
 def render(evidence: Evidence) -> str:
     """The model card, in Markdown with a YAML head as model hubs read it."""
     sweep = evidence.plan.sweep
@@ -128,6 +142,7 @@ def render(evidence: Evidence) -> str:
         f"# {sweep.name}",
         f"{origin}: {trial}.",
         *_section("Results", _results(evidence)),
+        *(_section("Robustness", _robustness(evidence.robustness, sweep)) if evidence.robustness else []),
         *_section("How to load it", [_loading(evidence)]),
         *_section("The finalists", card_finalists.paragraphs(evidence.plan, evidence.record)),
         *_section("Data", _data(evidence)),
@@ -224,6 +239,13 @@ def _meaning(evidence: Evidence) -> str:
         error = math.sqrt(accuracy * (1 - accuracy) / rows)
         text += f" The standard error of an accuracy of {accuracy:.3f} on {rows:,} rows alone is {error:.3f}."
     return f"**What the validation score means.** {text}"
+
+
+def _robustness(found: Robustness, sweep: Sweep) -> list[str]:
+    """How much the metric falls on perturbed validation rows, by kind."""
+    metric = sweep.metric.name.removeprefix(ROBUST)
+    text = "The validation texts were perturbed in these ways, each at three strengths, the same for every model."
+    return [text, table(*robustness.table(found, metric))]
 
 
 def _loading(evidence: Evidence) -> str:

@@ -116,6 +116,12 @@ class Outlook:
             f"{sweep.name}: {sweep.task} by {plan.mode}imal {sweep.metric.name} at the {sweep.metric.epoch} epoch",
         )
         yield "data", ", ".join(f"{count:,} {split}" for split, count in plan.rows.items())
+        copies = max((trial.training.passes for trial in plan.trials), default=1) - 1
+        if copies:
+            yield (
+                "",
+                f"up to {copies} changed {'copies' if copies > 1 else 'copy'} of each training row (augment)",
+            )
         yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
         for note in plan.notes:
             yield "", note

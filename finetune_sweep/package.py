@@ -30,6 +30,8 @@ LARGEST_BYTES: Final = 480 * 2**20
 """What a package may weigh; Ray holds it in the memory of the head node, and takes 512 MiB."""
 
 _MIB: Final = 2**20
+_LOCAL: Final = frozenset({"model", "augment.synonyms"})
+"""Dimensions whose values may be paths."""
 _DIGEST_DIGITS: Final = 16
 _ZIP_EPOCH: Final = (1980, 1, 1, 0, 0, 0)
 
@@ -75,10 +77,14 @@ def pack(sweep: Sweep, shared: Sequence[Path] = ()) -> Package:
     data = sweep.data
     files = {split: packing.take(path) for split, path in data.files.items()} if data.files else None
     source = packing.take(data.source) if data.source else None
+    augment = sweep.training.augment
+    if augment is not None and augment.synonyms:
+        augment = augment.model_copy(update={"synonyms": packing.take(augment.synonyms)})
     dimensions = tuple(_with_models(dimension, packing) for dimension in sweep.space.dimensions)
     update = {
         "model": packing.take(sweep.model),
         "data": data.model_copy(update={"source": source, "files": files}),
+        "training": sweep.training.model_copy(update={"augment": augment} if augment else {}),
         "space": Space(dimensions),
         "cache": None if sweep.cache == str(default_cache()) else sweep.cache,
     }
@@ -130,7 +136,7 @@ def _with_models(dimension: Dimension, packing: _Packing) -> Dimension:
     """A dimension in which folders of models, also in its condition, are those of the package."""
 
     def there(name: str, values: Iterable[yamlio.Value]) -> tuple[yamlio.Value, ...]:
-        return tuple(packing.take(str(value)) if name == "model" else value for value in values)
+        return tuple(packing.take(str(value)) if name in _LOCAL else value for value in values)
 
     domain = dimension.domain
     if isinstance(domain, Choice):

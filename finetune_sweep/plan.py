@@ -5,6 +5,7 @@ Checking a file and naming its trials reads data and the headers of weights, but
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
 from finetune_sweep.record import SweepRecord
+from finetune_sweep.settings import Training
 from finetune_sweep.space import Config, Space, allows, endpoints
 from finetune_sweep.space_cells import grid, sample
 from finetune_sweep.spec import Grid, Random, Sweep, Tpe
@@ -80,7 +82,7 @@ class Plan:
             self.models[model],
             self.fingerprint,
             max_length,
-            training,
+            _by_content(training),
             depth,
             seed,
             sweep.metric.name,
@@ -118,18 +120,18 @@ class Plan:
 def check(sweep: Sweep) -> list[Problem]:
     """What is wrong with a sweep that its file alone does not show: the task's words, and the models' depths."""
     from finetune_sweep.tasks import TASKS
+    from finetune_sweep.tasks.contract import metrics_of
 
     task = TASKS[sweep.task]
+    metrics = metrics_of(task)
     problems = []
-    if sweep.metric.name not in task.metrics:
-        hint = (
-            nearest(sweep.metric.name, task.metrics) or f" ({sweep.task} reports: {', '.join(task.metrics)})"
-        )
+    if sweep.metric.name not in metrics:
+        hint = nearest(sweep.metric.name, metrics) or f" ({sweep.task} reports: {', '.join(task.metrics)})"
         problems.append(
             Problem(f"is not reported by {sweep.task}, got {sweep.metric.name!r}{hint}", "metric")
         )
-    elif sweep.metric.mode not in {None, task.metrics[sweep.metric.name]}:
-        better = task.metrics[sweep.metric.name]
+    elif sweep.metric.mode not in {None, metrics[sweep.metric.name]}:
+        better = metrics[sweep.metric.name]
         message = f"{sweep.metric.name} is better {better}imal, got {sweep.metric.mode!r}; leave mode out"
         problems.append(Problem(message, "metric.mode"))
     known = [column.name for column in task.columns]
@@ -137,7 +139,40 @@ def check(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return problems + _model_problems(sweep)
+    return problems + _augment_problems(sweep) + _model_problems(sweep)
+
+
+def _augment_problems(sweep: Sweep) -> list[Problem]:
+    """Augmentation where the task has no text to change, and synonyms that cannot be read."""
+    from finetune_sweep.tasks import TASKS
+    from finetune_sweep.tasks.contract import changeable_columns
+    from finetune_sweep.train.similar import read_synonyms
+
+    searched = [dim for dim in sweep.space.dimensions if dim.name.partition(".")[0] == "augment"]
+    path = f"space.{searched[0].name}" if searched else "training.augment"
+    if (searched or sweep.training.augment) and not changeable_columns(TASKS[sweep.task]):
+        return [Problem(f"{sweep.task} has no text that may be changed: leave augment out", path)]
+    fixed = sweep.training.augment.synonyms if sweep.training.augment else None
+    path = "augment.synonyms"
+    path = f"space.{path}" if _searched(sweep.space, path) else f"training.{path}"
+    problems: list[Problem] = []
+    for file in _values(sweep.space, "augment.synonyms", fixed):
+        try:
+            if file is not None:
+                read_synonyms(Path(str(file)))
+        except UserError as error:
+            problems += [Problem(str(problem), path) for problem in error.problems]
+    return problems
+
+
+def _by_content(training: Training) -> Training:
+    """The settings with the content of the synonym file in the place of its path."""
+    augment = training.augment
+    if augment is None or augment.synonyms is None:
+        return training
+    with Path(augment.synonyms).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return training.model_copy(update={"augment": augment.model_copy(update={"synonyms": digest})})
 
 
 def _model_problems(sweep: Sweep) -> list[Problem]:
@@ -228,6 +263,7 @@ def make_plan(sweep: Sweep, record: SweepRecord | None = None, hardware: Hardwar
         UserError: If the data or a model is not what the sweep says, or the hardware lacks what it asks for.
     """
     from finetune_sweep.tasks import TASKS
+    from finetune_sweep.tasks.contract import metrics_of
     from finetune_sweep.train import weights
     from finetune_sweep.train.data import prepare
 
@@ -236,7 +272,7 @@ def make_plan(sweep: Sweep, record: SweepRecord | None = None, hardware: Hardwar
     prepared = prepare(sweep.data, task, Path(), cache)
     empty = Plan(
         sweep=sweep,
-        mode=task.metrics[sweep.metric.name],
+        mode=metrics_of(task)[sweep.metric.name],
         device=device,
         precision=precision,
         fingerprint=prepared.fingerprint,

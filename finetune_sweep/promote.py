@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 from finetune_sweep import card, finalists, resolved, sealed
-from finetune_sweep.assembly import Found, assemble, evaluate_folder
+from finetune_sweep.assembly import Found, assemble, evaluate_folder, with_robust_metric
 from finetune_sweep.card import Evidence, FinalTest
 from finetune_sweep.errors import StorageError, UserError, nearest
 from finetune_sweep.events import Promoted
@@ -31,6 +31,7 @@ from finetune_sweep.layout import (
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.resolved import Champion
+from finetune_sweep.train.robustness import Robustness
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import planned_data
 from finetune_sweep.verification import verify
@@ -141,6 +142,8 @@ def _standing(
     said = ("key", "metric", "finished_trials", "fingerprints", "announced")
     if tuple(results.get(name) for name in said) != expected:
         return None
+    if plan.sweep.selection.robustness and results.get("robustness") is None:
+        return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
 
@@ -212,7 +215,8 @@ class _Promotion:
             found = self.verified(aside)
             self._keep_predictions(found)
             test = self._final_test(aside, prepared.fingerprints.get("test", ""))
-            card.write(self._evidence(prepared, found, test), aside)
+            measured = self._robustness(aside, found)
+            card.write(self._evidence(prepared, found, test, measured), aside)
             resolved.write_beside(aside, self.layout, self._champion(prepared))
         model = self.plan.sweep.registered_model
         promoted = Promoted(
@@ -260,11 +264,11 @@ class _Promotion:
         """What another process needs of the plan."""
         return replace(self.plan, trials=())
 
-    def _evaluate(self, folder: Path, split: str) -> Found:
+    def _evaluate(self, folder: Path, split: str, plan: Plan | None = None) -> Found:
         threads = (
             self.winner.worker.threads if self.winner.worker else self.plan.sweep.resources_per_trial.threads
         )
-        return self.fresh(evaluate_folder, folder, self._context, self.trial, split, threads)
+        return self.fresh(evaluate_folder, folder, plan or self._context, self.trial, split, threads)
 
     def _final_test(self, folder: Path, fingerprint: str) -> FinalTest:
         """Reads the test split for the champion and, if it was, for the baseline."""
@@ -310,7 +314,16 @@ class _Promotion:
             spreads[0] if spreads else None,
         )
 
-    def _evidence(self, prepared: Prepared, found: Found, test: FinalTest) -> Evidence:
+    def _robustness(self, folder: Path, found: Found) -> Robustness | None:
+        """The model on perturbed validation rows, if the sweep asks for it, or its metric is of these."""
+        if found.robustness is not None or not self.plan.sweep.selection.robustness:
+            return found.robustness
+        plan = with_robust_metric(self._context)
+        return self._evaluate(folder, "validation", plan).robustness
+
+    def _evidence(
+        self, prepared: Prepared, found: Found, test: FinalTest, measured: Robustness | None
+    ) -> Evidence:
         return Evidence(
             plan=self.plan,
             record=self.journal.record,
@@ -320,4 +333,5 @@ class _Promotion:
             test=test,
             hardware=found.hardware,
             command=self.options.command,
+            robustness=measured,
         )

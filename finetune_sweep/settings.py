@@ -122,6 +122,60 @@ class EarlyStopping(Model):
     """What is watched: the validation loss, or the sweep's metric."""
 
 
+class Augment(Model):
+    """Copies of the training rows whose texts are changed at random; validation and test rows stay as they are.
+
+    Each copy of a row goes through all changes whose rate is above 0, in the order in which they stand here. They
+    work on words, and on characters in scripts without spaces (Chinese, Japanese, Thai).
+    """
+
+    replacement: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """The chance of each word to give way to a similar one (synonym replacement, Wei & Zou 2019)."""
+    insertion: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """For each word, the chance that one similar to some word of the text is inserted anywhere."""
+    swap: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """The chance of each word to change places with another one."""
+    deletion: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """The chance of each word to be left out; one always stays."""
+    punctuation: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """From one mark up to this fraction of the words is inserted (AEDA, Karimi et al. 2021, where it is 0.3)."""
+    typos: float = Field(0.0, ge=0, le=1, json_schema_extra=IN_KEY)
+    """The chance of each letter to be mistyped on a keyboard."""
+    copies: int = Field(1, ge=0, le=100, json_schema_extra=IN_KEY)
+    """How many changed copies of each row are added to it; in a space, 0 is training without augmentation."""
+    synonyms: str | None = Field(None, min_length=1, json_schema_extra=IN_KEY)
+    """A file with lines `word: similar, similar` for `replacement` and `insertion`; without it, similar words are
+    the nearest in the model's own embedding table. It enters the key by its content."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The changes that take place, in their order."""
+        rates = {name: getattr(self, name) for name in AUGMENT_RATES}
+        return {name: rate for name, rate in rates.items() if rate}
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Augment:
+        if not self.copies:
+            raise ValueError(
+                "copies 0 adds no row, so that no rate has an effect: raise it, or leave augment out"
+            )
+        if not self.rates:
+            raise ValueError(
+                f"copies {self.copies} without a rate repeats each row unchanged: give one of"
+                f" {', '.join(AUGMENT_RATES)}, or leave augment out"
+            )
+        if self.synonyms is not None and not (self.replacement or self.insertion):
+            raise ValueError(
+                f"synonyms {self.synonyms!r} is read by replacement and insertion alone: give one of them a rate,"
+                " or leave it out"
+            )
+        return self
+
+
+AUGMENT_RATES: Final = ("replacement", "insertion", "swap", "deletion", "punctuation", "typos")
+"""The changes of `Augment`, in their order."""
+
+
 class Training(Model):
     """How a model is fine-tuned. Each setting can be fixed here or be a dimension of the space."""
 
@@ -144,10 +198,17 @@ class Training(Model):
     """How the learning rate moves over the steps."""
     early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
     """When to end before the last epoch; `null` for never."""
+    augment: Augment | None = Field(None, json_schema_extra=IN_KEY)
+    """Changed copies of the training rows; `null` for none."""
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", json_schema_extra=IN_KEY)
     """`auto` is bf16 where the hardware has it natively, else fp32; the resolved one enters the key."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=65536, json_schema_extra=NOT_IN_KEY)
     """Parts in which a batch is computed, to save memory. The effective batch stays `batch_size`."""
+
+    @property
+    def passes(self) -> int:
+        """How often an epoch passes over each row: once, and once in each of its copies."""
+        return 1 + (self.augment.copies if self.augment else 0)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Training:

@@ -190,6 +190,9 @@ class Selection(Model):
     by its mean over these. 0 takes the best trial as it is."""
     seeds: int = Field(3, ge=1, le=100, json_schema_extra=NOT_IN_KEY)
     """How many fresh seeds each of them is run on."""
+    robustness: bool = Field(default=False, json_schema_extra=NOT_IN_KEY)
+    """Whether the promoted model is measured on perturbed validation rows too, for its card; that takes as long as 16
+    evaluations."""
 
 
 class Resources(Model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,29 @@ def training_of(sweep: Sweep, config: Config) -> Training:
         if name in {"model", "data.max_length"}:
             continue
         _put(raw, tuple(name.split(".")), value, sweep.training)
+    _drop_effectless(raw, config)
     try:
         return Training.model_validate(raw)
     except ValidationError as error:
         lines = (f"{'.'.join(path)}: {message}" for path, message in complaints(error, Training))
         raise UserError(f"space: {config} is not possible: {'; '.join(lines)}") from None
+
+
+def _drop_effectless(raw: dict[str, Any], names: Collection[str]) -> None:
+    """Drops augmentation where a searched value turns it off: no copies, or no rate above 0; synonyms likewise.
+
+    The cell is then the same trial as one without augmentation.
+    """
+    augment = raw.get("augment")
+    if not isinstance(augment, dict):
+        return
+    is_counted = "augment.copies" in names and augment.get("copies") == 0
+    rates = {f"augment.{name}" for name in settings.AUGMENT_RATES}
+    is_rated = not rates.isdisjoint(names) and not any(augment.get(name) for name in settings.AUGMENT_RATES)
+    if is_counted or is_rated:
+        raw["augment"] = None
+    elif not (rates.isdisjoint(names) or augment.get("replacement") or augment.get("insertion")):
+        raw["augment"] = {name: value for name, value in augment.items() if name != "synonyms"}
 
 
 def absolute(sweep: Sweep, base: Path) -> Sweep:
@@ -134,11 +152,15 @@ def absolute(sweep: Sweep, base: Path) -> Sweep:
     files = {split: resolve(path) for split, path in data.files.items()} if data.files else None
     source = resolve(data.source) if data.source else None
     storage = resolve(sweep.storage) if sweep.storage else str(spec.default_storage())
+    augment = sweep.training.augment
+    if augment is not None and augment.synonyms:
+        augment = augment.model_copy(update={"synonyms": resolve(augment.synonyms)})
     return sweep.model_copy(
         update={
             "model": _model_reference(sweep.model, base),
             "data": data.model_copy(update={"source": source, "files": files}),
             "storage": storage,
+            "training": sweep.training.model_copy(update={"augment": augment} if augment else {}),
             "cache": resolve(sweep.cache) if sweep.cache else str(default_cache()),
         }
     )
@@ -254,6 +276,8 @@ def _typed(name: str, value: Value, base: Path) -> Value:
     """
     if name == "model":
         return _model_paths(value, base)
+    if name == "augment.synonyms" and isinstance(value, list):
+        return [str((base / Path(str(file)).expanduser()).resolve()) for file in value]
     if isinstance(value, dict) and settings.is_fractional(name):
         return {k: float(v) if type(v) is int and k in {"low", "high"} else v for k, v in value.items()}
     return value
@@ -300,6 +324,7 @@ def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any]) -
         if parent != "model":
             _put(raw, tuple(parent.split(".")), allowed[0], Training())
     _put(raw, path, value, Training())
+    _drop_effectless(raw, [dimension.name])
     try:
         section.model_validate(raw)
     except ValidationError as error:

@@ -114,7 +114,7 @@ class WorkUnit:
         trial = self.trials[-1]
         if self.together and not self.branches:
             return 0.3 + 0.01 * self.epochs
-        return self.epochs * (1.0 if trial.depth == 0 else 0.6)
+        return self.epochs * trial.training.passes * (1.0 if trial.depth == 0 else 0.6)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Identity:
     Args:
         model: Fingerprint of the pretrained model.
         data: Fingerprint of the training and validation rows.
-        metric: The sweep's; it counts only where early stopping watches it.
+        metric: The sweep's; it counts only where early stopping watches it, and where evaluations need perturbed rows.
     """
 
     task: str
@@ -150,6 +150,8 @@ class Identity:
         stopping = self.training.early_stopping
         if stopping is not None and stopping.monitor == "metric":
             content["metric"] = self.metric
+        if self.metric.startswith("robust_"):
+            content["perturbed_rows"] = True
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:_KEY_DIGITS]
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from finetune_sweep.assembly import Found
 from finetune_sweep.errors import VerificationError
 from finetune_sweep.record import TrialRecord
+from finetune_sweep.tasks.contract import ROBUST
 
 CONTINUOUS: Final = frozenset({"loss", "auroc"})
 """Metrics that move with the last digits of a logit; the others count predictions."""
@@ -27,7 +28,9 @@ def verify(recorded: TrialRecord, found: Found) -> None:
     differing = []
     for name, expected in recorded.metrics.items():
         value = found.metrics.get(name, float("nan"))
-        allowed = abs(expected) * TOLERANCE if name in CONTINUOUS and not is_same else 0.0
+        allowed = (
+            abs(expected) * TOLERANCE if name.removeprefix(ROBUST) in CONTINUOUS and not is_same else 0.0
+        )
         if not abs(value - expected) <= allowed:
             differing.append(f"{name} was recorded as {expected!r}, found {value!r}")
     if differing:

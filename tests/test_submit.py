@@ -113,6 +113,21 @@ def test_equal_content_gives_equal_packages_and_one_copy_of_it(
     assert copies[0].read_text().startswith("review,verdict")
 
 
+def test_synonyms_are_sent_and_the_trials_keep_their_names(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    (tmp_path / "fixed.txt").write_text("good: great\n")
+    (tmp_path / "searched.txt").write_text("bad: poor\n")
+    training = "{augment: {replacement: 0.5, synonyms: fixed.txt}}"
+    for space in ("{augment.copies: [0, 1]}", "{augment.synonyms: [searched.txt, fixed.txt]}"):
+        sweep = load_sweep(write_sweep(space=space, training=training))
+        expected = [trial.key for trial in make_plan(sweep).trials]
+        there = load_sweep(arrive(pack(sweep), tmp_path))
+        augment = there.training.augment
+        assert augment is not None
+        assert Path(augment.synonyms or "").is_relative_to(tmp_path / "runs" / "tiny" / INPUTS)
+        assert [trial.key for trial in make_plan(there).trials] == expected
+        shutil.rmtree(tmp_path / "there")
+
+
 def test_what_all_nodes_see_is_not_sent(write_sweep: WriteSweep, tiny_model: Path, reviews: Path) -> None:
     sweep = load_sweep(write_sweep())
     assert sorted(name.rpartition("/")[2] for name in pack(sweep, [tiny_model.parent]).inputs) == [

@@ -147,7 +147,7 @@ BAD = {
     ),
     "a dimension that is no setting of training": (
         space("seed: [0, 1]"),
-        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, precision, gradient_accumulation_steps, model, data.max_length)",
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
     ),
     "condition on an unknown dimension": (
         space("epochs: {values: [1], when: {freeze_depth: [0]}}"),

@@ -19,6 +19,7 @@ TRIALS: Mapping[str, int] = {
     "bert_random": 20,
     "choose_model": 8,
     "bert_hub": 36,
+    "augmentation": 8,
     "bert_tpe": 0,  # they follow from the results
 }
 

@@ -51,12 +51,15 @@ class Column:
         description: What it holds, for documents and messages.
         kind: `text` is input, stripped and compared when rows are cleaned; `class` is a label, the same for
             all rows of a class.
+        changeable: Whether a text may be written otherwise while the labels stay, as augmentation and robustness
+            do it; not where labels point into the text, or the text is what is to be written.
     """
 
     name: str
     required: bool
     description: str
     kind: Literal["text", "class"] = "text"
+    changeable: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,21 @@ class Predictions:
         """Reads what `save` wrote; nothing is unpickled."""
         with np.load(file, allow_pickle=False) as arrays:
             return cls(arrays["values"], arrays["labels"], arrays["losses"])
+
+
+def changeable_columns(task: Task) -> tuple[str, ...]:
+    """The columns of a task whose texts augmentation and robustness may change; perhaps none."""
+    return tuple(column.name for column in task.columns if column.kind == "text" and column.changeable)
+
+
+ROBUST: Final = "robust_"
+"""Before the name of a metric: its mean over perturbed copies of the rows, see `train/robustness.py`."""
+
+
+def metrics_of(task: Task) -> dict[str, Mode]:
+    """What a sweep may optimise: the metrics of a task, and where its texts may be changed, those of perturbed rows."""
+    robust = {f"{ROBUST}{name}": mode for name, mode in task.metrics.items()}
+    return {**task.metrics, **(robust if changeable_columns(task) else {})}
 
 
 class Output(Protocol):

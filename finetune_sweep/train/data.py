@@ -25,12 +25,14 @@ from finetune_sweep.train.source import SplitName, locate, quiet
 from finetune_sweep.train.weights import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from datasets import Dataset
 
     from finetune_sweep.spec import Data
     from finetune_sweep.tasks.contract import Task
+    from finetune_sweep.train.copies import Columns
+    from finetune_sweep.yamlio import Value
 
 _FORMAT: Final = 1  # of the copies in the cache; raised when a step of cleaning means something else
 _TOKENIZER_SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -85,14 +87,34 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
     return _load(folder, task)
 
 
+@dataclass(frozen=True)
+class Rewritten:
+    """A split that is changed before it is tokenised.
+
+    Args:
+        split: One of the splits.
+        identity: All that the change depends on beside the rows of the split.
+        rewrite: From the columns of the rows to those of other rows, perhaps more or fewer.
+    """
+
+    split: str
+    identity: Value
+    rewrite: Callable[[Columns], Columns]
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of the change."""
+        return hash_of([self.identity])
+
+
 def encode_split(
-    prepared: Prepared, split: str, task: Task, folder: Path, max_length: int, cache: Path
+    prepared: Prepared, split: str | Rewritten, task: Task, folder: Path, max_length: int, cache: Path
 ) -> Encoded:
     """Tokenises a split, or finds it in the cache; the arrays are mapped into memory.
 
     Args:
         prepared: The rows.
-        split: One of `prepared.splits`.
+        split: One of `prepared.splits`, as it is or rewritten.
         task: What turns rows into numbers.
         folder: The model, whose tokenizer is used.
         max_length: Tokens after which an input is cut.
@@ -102,25 +124,36 @@ def encode_split(
         UserError: The folder has no tokenizer, or the model takes fewer than `max_length` tokens.
     """
     check_length(read_config(folder), max_length, str(folder))
+    name = split.split if isinstance(split, Rewritten) else split
     files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
     used = [
         _FORMAT,
         task.name,
-        prepared.fingerprints[split],
+        prepared.fingerprints[name],
         list(prepared.classes),
         max_length,
         importlib.metadata.version("tokenizers"),
         {file.name: sha256(file) for file in files if file.is_file()},
+        *([split.identity] if isinstance(split, Rewritten) else []),
     ]
     target = cache / "tokens" / hash_of(used)
     with sole_owner(target):
         if not is_sound(target):
-            encoded = task.encode(
-                prepared.splits[split], load_tokenizer(folder), prepared.classes, max_length
-            )
+            rows = prepared.splits[name]
+            if isinstance(split, Rewritten):
+                rows = rewritten(rows, split)
+            encoded = task.encode(rows, load_tokenizer(folder), prepared.classes, max_length)
             with folder_aside(target) as unfinished:
                 encoded.save(unfinished)
     return Encoded.load(target)
+
+
+def rewritten(rows: Dataset, how: Rewritten) -> Dataset:
+    """The rows of a split after their change."""
+    from datasets import Dataset
+
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    return Dataset.from_dict(dict(how.rewrite(columns)), features=rows.features)
 
 
 def _save(splits: Mapping[SplitName, Dataset], told: tuple[list[str], list[str]], folder: Path) -> None:

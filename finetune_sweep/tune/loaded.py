@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_sweep.errors import TrialError, UserError
+from finetune_sweep.layout import sha256
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer
-from finetune_sweep.train import architecture, weights
-from finetune_sweep.train.data import Prepared, encode_split, prepare
+from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
+from finetune_sweep.train import architecture, copies, robustness, weights
+from finetune_sweep.train.augment import Similar
+from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
+from finetune_sweep.train.similar import neighbours, read_synonyms
 from finetune_sweep.train.state import Job, LoopState
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.watch import Watchdog
+from finetune_sweep.yamlio import Value
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from finetune_sweep.settings import Augment
     from finetune_sweep.tasks.contract import Encoded
     from finetune_sweep.train.heads import Heads
 
@@ -61,6 +66,12 @@ class Pretrained:
         self.model.load_state_dict(self.tensors)
         return self.model
 
+    def embedding_table(self) -> Tensor:
+        """The pretrained embeddings of the tokens, shape `(tokens, hidden)`."""
+        table = self.model.get_input_embeddings().weight
+        names = (name for name, tensor in self.model.named_parameters() if tensor is table)
+        return self.tensors[next(names)]
+
 
 class Loaded:
     """What a process keeps from one work unit to the next: the data, the encoded splits, the last model.
@@ -76,6 +87,7 @@ class Loaded:
         self._task = TASKS[plan.sweep.task]
         self._pretrained: Pretrained | None = None
         self._encoded: dict[tuple[str, Path, int], Encoded] = {}
+        self._neighbours: tuple[Path, Similar] | None = None
         self.watchdog = Watchdog(plan.sweep.trial_timeout_s)
         self._with_states: dict[tuple[str, str, int, str, int], Encoded | None] = {}
 
@@ -115,15 +127,56 @@ class Loaded:
                 f"the model {model} changed since the plan: its fingerprint was {planned}, now it is {found} ({folder})"
             )
 
-    def encoded(self, split: str, folder: Path, max_length: int) -> Encoded:
-        """A split in the tokens of a model."""
-        name = (split, folder, max_length)
+    def encoded(self, split: str | Rewritten, folder: Path, max_length: int) -> Encoded:
+        """A split in the tokens of a model, as it is or rewritten."""
+        name = (_name(split), folder, max_length)
         if name not in self._encoded:
             with self.watchdog.asleep():
                 self._encoded[name] = encode_split(
                     self.prepared, split, self._task, folder, max_length, self._cache
                 )
         return self._encoded[name]
+
+    def training_rows(self, trial: Trial) -> str | Rewritten:
+        """The training split of a trial: with the copies that its settings ask for, or as it is."""
+        augment = trial.training.augment
+        if augment is None:
+            return "train"
+        names, needs = changeable_columns(self._task), augment.replacement or augment.insertion
+        similar: Value = sha256(Path(augment.synonyms)) if augment.synonyms else None
+        if needs and similar is None:
+            similar = self._plan.models[trial.model]
+        settings = augment.model_dump(mode="json", exclude={"synonyms"})
+        find = partial(self._similar, trial.model, augment)
+        return Rewritten(
+            "train",
+            ["copies", copies.FORMAT, settings, similar, trial.seed, dict(self.prepared.fingerprints)],
+            lambda rows: copies.with_copies(rows, names, augment, trial.seed, self._held_out, find),
+        )
+
+    @cached_property
+    def _held_out(self) -> set[copies.Inputs]:
+        """The texts that no copy of a training row may have."""
+        splits = (rows for split, rows in self.prepared.splits.items() if split != "train")
+        names = changeable_columns(self._task)
+        return {inputs for rows in splits for inputs in copies.inputs_of({n: rows[n] for n in names}, names)}
+
+    def _similar(self, model: str, augment: Augment, words: set[str]) -> Similar:
+        """The similar words of the training rows' words; those of the last model stay in memory."""
+        if augment.synonyms:
+            return read_synonyms(Path(augment.synonyms))
+        pretrained = self.pretrained(model)
+        if self._neighbours is None or self._neighbours[0] != pretrained.folder:
+            vocabulary = load_tokenizer(pretrained.folder).get_vocab()
+            table = pretrained.embedding_table().float().numpy()
+            self._neighbours = pretrained.folder, neighbours(words, vocabulary, table)
+        return self._neighbours[1]
+
+    def _rows(self, trial: Trial) -> tuple[str | Rewritten, str | Rewritten]:
+        """What a trial is trained on, and what it is evaluated on."""
+        is_robust = robustness.measures(self._plan.sweep.metric.name)
+        validation = robustness.rewriting("validation", self._task) if is_robust else "validation"
+        return self.training_rows(trial), validation
 
     def job(self, trial: Trial) -> tuple[Job, LoopState]:
         """A trial, ready for `loop.fit`."""
@@ -147,10 +200,11 @@ class Loaded:
 
     def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
         """What a trial trains; the model has its pretrained tensors."""
+        train, validation = self._rows(trial)
         job = Job(
-            task=self._task,
-            train=self.encoded("train", pretrained.folder, trial.max_length),
-            validation=self.encoded("validation", pretrained.folder, trial.max_length),
+            task=robustness.task_for(self._plan.sweep.metric.name, self._task),
+            train=self.encoded(train, pretrained.folder, trial.max_length),
+            validation=self.encoded(validation, pretrained.folder, trial.max_length),
             classes=self._plan.classes,
             settings=trial.training,
             depth=trial.depth,
@@ -175,14 +229,15 @@ class Loaded:
             return job
         model.to(job.device)  # type: ignore[arg-type]  # transformers types only torch.device
         splits: list[Encoded] = []
-        for split, encoded in (("train", job.train), ("validation", job.validation)):
-            name = (split, trial.model, trial.max_length, job.precision, blocks)
+        for rows, encoded in zip(self._rows(trial), (job.train, job.validation), strict=True):
+            split = rows.split if isinstance(rows, Rewritten) else rows
+            name = (_name(rows), trial.model, trial.max_length, job.precision, blocks)
             if name not in self._with_states:
                 place = prefix_cache.Place(
                     folder=self._cache / "states",
                     identity=(
                         self._plan.models[trial.model],
-                        self.prepared.fingerprints[split],
+                        f"{self.prepared.fingerprints[split]}{_name(rows).removeprefix(split)}",
                         trial.max_length,
                     ),
                     cap_bytes=sweep.speed.prefix_cache_bytes,
@@ -196,3 +251,8 @@ class Loaded:
                 return job
             splits.append(found)
         return replace(job, train=splits[0], validation=splits[1], first=blocks)
+
+
+def _name(rows: str | Rewritten) -> str:
+    """What tells the rows of a split from those that were made of it."""
+    return rows if isinstance(rows, str) else f"{rows.split} {rows.digest}"

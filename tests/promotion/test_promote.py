@@ -159,6 +159,23 @@ def test_more_trials_make_the_card_anew(sweep: Opened) -> None:
     assert "It is the best of 4 finished trials" in sweep.card()
 
 
+def test_the_card_says_what_the_model_loses_on_perturbed_texts(promoted: Opened) -> None:
+    assert "## Robustness" not in promoted.card()
+    assert promoted.results()["robustness"] is None
+    selection = promoted.plan.sweep.selection.model_copy(update={"robustness": True})
+    asked = replace(promoted.plan, sweep=promoted.plan.sweep.model_copy(update={"selection": selection}))
+
+    promote.promote(asked, promoted.journal, promoted.layout, here)
+
+    text, measured = promoted.card(), promoted.results()["robustness"]
+    assert "| word order: 5, 10, 20 % of the words change places with another |" in text
+    assert set(measured) == {"clean", "typos", "case", "punctuation", "deletion", "word_order"}
+    assert measured["clean"]["accuracy"] == promoted.results()["validation"]["accuracy"]
+    assert [len(measured[kind]) for kind in measured if kind != "clean"] == [3] * 5
+    again = promote.promote(asked, promoted.journal, promoted.layout, never)
+    assert again.key == promoted.ranking[0].key
+
+
 def test_a_dry_run_verifies_and_keeps_nothing(sweep: Opened) -> None:
     before = tree(sweep.layout.root)
     calls = []

@@ -1,0 +1,96 @@
+"""Adversarial training by the fast gradient method: each example is learned also where its embeddings hurt most.
+
+Miyato, Dai & Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text Classification".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What `fast_gradient` gives; the loss to learn from is the sum of both.
+
+    Args:
+        clean: The loss of each example as it is, shape `(batch,)`.
+        adversarial: The same with its embeddings moved, shape `(batch,)`.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is learned from, shape `(batch,)`."""
+        return self.clean + self.adversarial
+
+
+def perturbation(gradient: Tensor, epsilon: float) -> Tensor:
+    """The step of length `epsilon` that raises the loss most, to first order: `epsilon * g / ||g||`.
+
+    Args:
+        gradient: Of the loss by the embeddings, shape `(batch, ...)`; the norm is taken over each example.
+        epsilon: The length of each example's step.
+
+    Returns:
+        The same shape and type; zero where the gradient is zero. Norms are computed in float32.
+    """
+    flat = gradient.detach().float().flatten(1)
+    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    step = torch.where(norms > 0, epsilon * flat / norms.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    return step.view_as(gradient).to(gradient.dtype)
+
+
+def fast_gradient(embeddings: nn.Module, losses: Callable[[], Tensor], epsilon: float) -> Losses:
+    """Computes the losses of a batch, and again with its embeddings moved by `perturbation`.
+
+    The step itself is a constant: gradients of the result reach the weights through both passes, the embeddings'
+    too, but not through the step. It works with frozen embeddings as well.
+
+    Args:
+        embeddings: The module whose output is moved: the word embeddings, a tensor of shape `(batch, ...)` whose
+            first axis is the examples. (With the texts of a batch in one packed row, it is not.)
+        losses: A forward pass of the same batch, giving the loss of each example, shape `(batch,)`. It is called
+            twice: for the same dropout in both, let it seed the generator.
+        epsilon: The length of the step, above 0.
+    """
+    with _output(embeddings) as outputs:
+        clean = losses()
+    (gradient,) = torch.autograd.grad(clean.sum(), outputs, retain_graph=True)
+    with _moved(embeddings, perturbation(gradient, epsilon)):
+        return Losses(clean, losses())
+
+
+@contextmanager
+def _output(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the output of a module, with a gradient even if nothing before it has one."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
+        found.append(output if output.requires_grad else output.detach().requires_grad_())
+        return found[-1]
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _moved(module: nn.Module, by: Tensor) -> Iterator[None]:
+    """Adds a constant to the output of a module."""
+    handle = module.register_forward_hook(lambda _module, _args, output: output + by)
+    try:
+        yield
+    finally:
+        handle.remove()
