@@ -39,7 +39,8 @@ def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Ite
             if isinstance(result, TrialError):
                 events += member.end_open(Failure(result.failure, result.message))
                 continue
-            member.bar = _bar(members, plan, member.bar)
+            if member.competes:
+                member.bar = _bar(members, plan, member.bar)
             member.note(result, state.members[index])
             events += member.tell(result)
         yield tuple(events)

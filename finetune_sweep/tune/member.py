@@ -36,6 +36,10 @@ class Member(Protocol):
     def unit(self) -> WorkUnit:
         """Its trials."""
 
+    @property
+    def competes(self) -> bool:
+        """Whether its checkpoint competes with those of other trials for being kept."""
+
     def note(self, evaluation: Evaluation, trained: Trained) -> Best:
         """Keeps the tensors if the evaluation is the one that counts so far."""
 

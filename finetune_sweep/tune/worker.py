@@ -162,6 +162,11 @@ class _UnitRun:
         """The trajectory's trials."""
         return self.assignment.unit
 
+    @property
+    def competes(self) -> bool:
+        """Whether its checkpoint competes with those of other trials; finalists' runs are kept by another rule."""
+        return not self.assignment.predictions
+
     def started(self) -> UnitStarted:
         """The beginning of the trajectory."""
         unit = self.assignment.unit
