@@ -141,9 +141,12 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert not list(layout.root.glob("trials/*/resume-*"))
 
 
+@pytest.mark.parametrize("schedule", ["constant", "{type: wsd, decay_ratio: 0.4}"])
 def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    schedule: str, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    training = f"{{precision: fp32, lr_schedule: {schedule}}}"
+    plan = make_plan(load_sweep(write_sweep(space=SPACE, training=training)))
     whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
     layout = Layout(tmp_path / "cut", "tiny")
     for steps in (4, 9, 11):
@@ -152,15 +155,15 @@ def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
             patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, steps=steps: next(asked) >= steps)
             told = all_of(start(plan, layout))
         assert len(results(told)) < len(results(whole))
-        assert results(told) == results(whole)[: len(results(told))]
+        assert set(results(told)) <= set(results(whole))
         assert list(layout.root.glob("trials/*/resume-*"))
 
     resumed = all_of(start(plan, layout))
 
-    assert results(resumed) == results(whole)
-    assert [replace(end, checkpoint=None) for end in ends(resumed)] == [
-        replace(end, checkpoint=None) for end in ends(whole)
-    ]
+    assert set(results(resumed)) == set(results(whole))
+    assert {end.key: replace(end, checkpoint=None) for end in ends(resumed)} == {
+        end.key: replace(end, checkpoint=None) for end in ends(whole)
+    }
     assert not list(layout.root.glob("trials/*/resume-*"))
 
 
