@@ -185,8 +185,9 @@ def measure(
         if cores is not None:
             os.sched_setaffinity(0, cores)
 
+    earlier = frozenset(process.pid for process in descendants(os.getpid(), processes()))
     with _hogs(hogs, cores) as beside, (folder / "output.txt").open("w", encoding="utf-8") as output:
-        meter = _Meter(WrittenFiles(folder), beside)
+        meter = _Meter(WrittenFiles(folder), earlier | beside)
         own_s, all_s, started = _own_s(beside), busy_s(), time.monotonic()
         child = subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=pin)  # noqa: PLW1509 - no threads
         try:
@@ -200,6 +201,7 @@ def measure(
             cpu_s = sum(meter.cpu_s.values())
         finally:
             _end(child, meter)
+            ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
     return Figures(
         wall_s=wall_s,
         cpu_s=cpu_s,

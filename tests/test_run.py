@@ -195,8 +195,8 @@ def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+    config = broken / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": ', '"intermediate_size": 1'))
     sweep = write_sweep(model=str(broken))
 
     result = command("run", sweep, cwd=sweep.parent)
