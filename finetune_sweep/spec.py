@@ -88,11 +88,11 @@ class Data(Model):
     """Where the examples come from, and what is made of them."""
 
     source: str | None = Field(None, min_length=1, json_schema_extra=IN_KEY)
-    """`example:NAME`, `hub:ORG/NAME`, a file (csv, tsv, json, jsonl, parquet) or a folder."""
+    """`example:NAME`, `hub:ORG/NAME`, a file (csv, tsv, json, jsonl, parquet, CoNLL, COCO json) or a folder."""
     files: dict[str, str] | None = Field(None, json_schema_extra=IN_KEY)
     """Instead of `source`: one file for each of `train`, `validation`, `test`."""
-    columns: dict[str, str] = Field(default_factory=dict, json_schema_extra=IN_KEY)
-    """The task's columns, and what they are called in the source."""
+    columns: dict[str, str | int] = Field(default_factory=dict, json_schema_extra=IN_KEY)
+    """The task's columns, and what they are called in the source; in CoNLL files a number, the first is 1."""
     max_length: int = Field(128, ge=4, le=131072, json_schema_extra=IN_KEY)
     """Tokens after which an input is cut. Searchable as `data.max_length`."""
     split: Split = Field(Split.model_construct(), json_schema_extra=IN_KEY)

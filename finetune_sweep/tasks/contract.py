@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -37,6 +37,21 @@ TOKENIZER_FILES: Final = (
 )
 """Where the tokenizers of transformers keep their vocabularies."""
 
+Kind = Literal["text", "class", "labels", "tokens", "tags", "number", "image", "boxes"]
+"""What a cell of a column is: a text; a class; several classes; words, and a class for each; a number; a
+picture, as the bytes of its file; the boxes in a picture."""
+
+
+class Box(NamedTuple):
+    """What is where in a picture: in pixels, from the upper left corner."""
+
+    label: str
+    left: float
+    top: float
+    width: float
+    height: float
+
+
 Batch = dict[str, "torch.Tensor"]
 """What a model is called with, by argument name, and `labels`; the first axis of each is the batch."""
 
@@ -49,14 +64,16 @@ class Column:
         name: What the task calls it.
         required: Whether rows cannot do without it.
         description: What it holds, for documents and messages.
-        kind: `text` is input, stripped and compared when rows are cleaned; `class` is a label, the same for
-            all rows of a class.
+        kind: What its cells are.
+        target: Whether it is what the model has to say; all others are inputs, by which rows are compared when
+            they are cleaned. A task has one such column.
     """
 
     name: str
     required: bool
     description: str
-    kind: Literal["text", "class"] = "text"
+    kind: Kind = "text"
+    target: bool = False
 
 
 @dataclass(frozen=True)

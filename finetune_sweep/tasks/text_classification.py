@@ -40,7 +40,7 @@ class TextClassification:
         """`text` and `label`."""
         return (
             Column("text", required=True, description="the text"),
-            Column("label", required=True, description="its class", kind="class"),
+            Column("label", required=True, description="its class", kind="class", target=True),
         )
 
     @property

@@ -21,7 +21,8 @@ from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded, load_tokeniz
 from finetune_sweep.train.architecture import check_length
 from finetune_sweep.train.cleaning import make_splits
 from finetune_sweep.train.rows import check_columns, read_rows
-from finetune_sweep.train.source import SplitName, locate, quiet
+from finetune_sweep.train.source import SplitName, locate
+from finetune_sweep.train.tables import quiet
 from finetune_sweep.train.weights import read_config
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
     check_columns(data, task)
     parts = locate(data, base, cache)
     settings = data.model_dump(mode="json", include={"columns", "split", "limit", "clean"})
-    contents = {split: part.digest() for split, part in sorted(parts.items())}
+    pictures = next((str(data.columns.get(c.name, c.name)) for c in task.columns if c.kind == "image"), None)
+    with _scratch(cache) as scratch:
+        contents = {split: part.digest(pictures, scratch) for split, part in sorted(parts.items())}
     key = hash_of([_FORMAT, task.name, settings, contents])
     folder = cache / "data" / key
     with sole_owner(folder):
@@ -190,7 +193,14 @@ def _scratch(cache: Path) -> Iterator[Path]:
 
 
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_of_bytes).encode()
+
+
+def _of_bytes(value: object) -> str:
+    """The bytes of a picture, as JSON can hold them."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} is no value of a row")
+    return hashlib.sha256(value).hexdigest()
 
 
 def hash_of(value: object) -> str:
