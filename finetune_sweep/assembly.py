@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_sweep import card
 from finetune_sweep.errors import StorageError, VerificationError
 from finetune_sweep.events import Metrics
 from finetune_sweep.layout import CHANGED_TENSORS, explained
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions, load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import Predictions, quiet_loading
+from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import Loaded, planned_data
 
@@ -70,7 +70,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
         tensor.copy_(stored[name])
     with explained(target), quiet_loading():
         pretrained.model.save_pretrained(target)
-        load_tokenizer(pretrained.folder).save_pretrained(target)
+        load_processor(pretrained.folder).save_pretrained(target)
 
 
 def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads: int) -> Found:
@@ -94,17 +94,17 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     torch.set_num_threads(threads)
     task = TASKS[plan.sweep.task]
     model = load_as_user(folder, plan)
-    tokenizer = load_tokenizer(folder)
+    processor = load_processor(folder)
     rows = planned_data(plan).splits[split]
     model.to(plan.device)  # type: ignore[arg-type]  # transformers types only torch.device
     arch = architecture.describe(model.config.to_dict())
     predictions = loop.evaluate(
         packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding),
         task,
-        task.encode(rows, tokenizer, plan.classes, trial.max_length),
+        task.encode(rows, processor, plan.classes, trial.max_length),
         device=plan.device,
         precision="bf16" if trial.training.precision == "bf16" else "fp32",
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=pad_token_id(processor),
     )
     metrics = task.score(predictions, plan.classes)
     return Found(metrics, socket.gethostname(), plan.device, hardware.describe(), predictions)
@@ -118,7 +118,7 @@ def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
     """
     import transformers
 
-    auto = getattr(transformers, card.AUTO_MODELS[plan.sweep.task])
+    auto = getattr(transformers, TASKS[plan.sweep.task].auto_model)
     with quiet_loading():
         model: PreTrainedModel
         model, info = auto.from_pretrained(

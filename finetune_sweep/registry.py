@@ -22,13 +22,17 @@ from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.snapshot import KEY_TAG, TAG
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import quiet_loading
+from finetune_sweep.tasks.loading import load_processor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
+
+
+    from finetune_sweep.tasks.contract import Task
 
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
@@ -195,26 +199,33 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     from huggingface_hub import ModelCard
     from mlflow.models import Model
 
-    parts = {"model": load_as_user(folder, plan), "tokenizer": load_tokenizer(folder)}
+    task = TASKS[plan.sweep.task]
+    pictures = any(column.kind == "image" for column in task.columns)
+    parts = {
+        "model": load_as_user(folder, plan),
+        "image_processor" if pictures else "tokenizer": load_processor(folder),
+    }
     with quiet_loading():
         mlflow.transformers.save_model(
             parts,
             str(target),
-            task=plan.sweep.task,
+            task=task.pipeline,
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             model_card=ModelCard.load(folder / card.CARD),
-            signature=_signature(),
-            input_example=TASKS[plan.sweep.task].input_example(),
+            signature=_signature(task),
+            input_example=task.input_example(),
             pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
         )
 
 
-def _signature() -> ModelSignature:
-    """Texts in; a label and its score out."""
+def _signature(task: Task) -> ModelSignature:
+    """Texts in, or pictures by address or in base64; a label and its score out, or the tags of a text in one string."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
     outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    if task.pipeline == "token-classification":
+        outputs = Schema([ColSpec("string")])
     return ModelSignature(Schema([ColSpec("string")]), outputs)
 
 

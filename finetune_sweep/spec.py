@@ -17,7 +17,9 @@ from finetune_sweep.settings import IN_KEY, NOT_IN_KEY, Model, Training, by_type
 from finetune_sweep.space import Space
 from finetune_sweep.speed import Speed
 
-TaskName = Literal["text-classification"]
+TaskName = Literal[
+    "text-classification", "text-tagging", "token-classification", "image-classification", "image-tagging"
+]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 _TRACKING_SCHEMES = frozenset({"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -354,7 +354,7 @@ def _data_lines(source: str, settings: Data, prepared: Prepared) -> Iterator[str
     yield "data:"
     yield f"  source: {_scalar(source)}"
     if settings.columns:
-        columns = ", ".join(f"{name}: {_scalar(column)}" for name, column in settings.columns.items())
+        columns = ", ".join(f"{name}: {_scalar(str(column))}" for name, column in settings.columns.items())
         yield _line(f"  columns: {{{columns}}}", "which columns hold the text and its class")
     yield _line(f"  max_length: {_max_length(train['text'])}", "tokens; what is longer is cut")
     split = settings.split

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["max", "min"]
 """Whether more of a metric is better, or less."""
@@ -42,6 +42,10 @@ Kind = Literal["text", "class", "labels", "tokens", "tags", "number", "image", "
 picture, as the bytes of its file; the boxes in a picture."""
 
 
+Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor"
+"""What makes the inputs of a model: a tokenizer, or for pictures an image processor."""
+
+
 class Box(NamedTuple):
     """What is where in a picture: in pixels, from the upper left corner."""
 
@@ -51,6 +55,9 @@ class Box(NamedTuple):
     width: float
     height: float
 
+
+IGNORED: Final = -100
+"""Where a row has no label, as the losses of torch have it."""
 
 Batch = dict[str, "torch.Tensor"]
 """What a model is called with, by argument name, and `labels`; the first axis of each is the batch."""
@@ -156,6 +163,8 @@ class Predictions:
         values: What it said, shape `(rows, ...)`; logits of shape `(rows, classes)` for a classification.
         labels: What is right, shape `(rows, ...)`.
         losses: The loss of each row, shape `(rows,)`, float32.
+
+    Rows of batches of different lengths are made equally long at their end, with `IGNORED`.
     """
 
     values: NDArray[np.generic]
@@ -175,8 +184,8 @@ class Predictions:
         """
         order = np.argsort(rows)
         return cls(
-            values=np.concatenate([part.values for part in parts])[order],
-            labels=np.concatenate([part.labels for part in parts])[order],
+            values=_stacked([part.values for part in parts])[order],
+            labels=_stacked([part.labels for part in parts])[order],
             losses=np.concatenate([part.losses for part in parts])[order],
         )
 
@@ -189,6 +198,18 @@ class Predictions:
         """Reads what `save` wrote; nothing is unpickled."""
         with np.load(file, allow_pickle=False) as arrays:
             return cls(arrays["values"], arrays["labels"], arrays["losses"])
+
+
+def _stacked(parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    """Joins along the first axis; where the second one differs, it becomes the longest."""
+    longest = max(part.shape[1:2] for part in parts)
+    if any(part.shape[1:2] != longest for part in parts):
+        tail = [(0, 0)] * (parts[0].ndim - 2)
+        parts = [
+            np.pad(part, [(0, 0), (0, longest[0] - part.shape[1]), *tail], constant_values=IGNORED)
+            for part in parts
+        ]
+    return np.concatenate(parts)
 
 
 class Output(Protocol):
@@ -207,8 +228,16 @@ class Task(Protocol):
         """What a sweep file calls it."""
 
     @property
+    def pipeline(self) -> str:
+        """What `transformers.pipeline` and model hubs call it."""
+
+    @property
+    def auto_model(self) -> str:
+        """The class of transformers that loads a model of it."""
+
+    @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of its rows, inputs first."""
+        """The columns of its rows, inputs first; the last one is the target."""
 
     @property
     def metrics(self) -> Mapping[str, Mode]:
@@ -221,17 +250,15 @@ class Task(Protocol):
             UserError: There is nothing to tell apart.
         """
 
-    def encode(
-        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str], max_length: int
-    ) -> Encoded:
-        """Turns rows into numbers, cut after `max_length` tokens.
+    def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:
+        """Turns rows into numbers; texts are cut after `max_length` tokens.
 
         Raises:
             UserError: A row has a label that is not among the classes.
         """
 
     def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
-        """Makes one batch of the given rows, in their order, padded to the longest; int64 on the CPU."""
+        """Makes one batch of the given rows, in their order, padded to the longest, on the CPU."""
 
     def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
         """Loads the pretrained model in float32 and gives it the task's head.
@@ -257,7 +284,7 @@ class Task(Protocol):
         """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other."""
 
     def input_example(self) -> list[str]:
-        """Returns inputs such as a served model takes."""
+        """Returns inputs such as a served model takes; of a picture, the address or the bytes in base64."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -61,7 +61,8 @@ def make_splits(
 
 def _without_hidden_test(rows: Mapping[SplitName, Rows]) -> tuple[dict[SplitName, Rows], list[str]]:
     """Drops a test split without labels, or with -1 for all where that is no class of the training rows."""
-    hidden: set[Cell] = {"", "-1", None} - set(rows["train"].targets)
+    missing: set[Cell] = {"", "-1", None}
+    hidden = missing - set(rows["train"].targets)
     test = rows.get("test")
     if test is None or not set(test.targets) <= hidden:
         return dict(rows), []
@@ -185,7 +186,11 @@ def _drawn(rows: Rows, count: int, key: str, spare: int) -> list[int]:
     order, classes = _shuffled(range(len(rows)), key), rows.classes
     if not spare:
         seen: set[str] = set()
-        fresh = {row for row in order if not seen.issuperset(of := classes[row]) and not seen.update(of)}
+        fresh: set[int] = set()
+        for row in order:
+            if not seen.issuperset(classes[row]):
+                fresh.add(row)
+            seen.update(classes[row])
         return sorted(
             [*(row for row in order if row in fresh), *(row for row in order if row not in fresh)][:count]
         )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.layout import check_folder, explained, folder_aside, sha256
-from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded, load_tokenizer
+from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded
+from finetune_sweep.tasks.loading import IMAGE_PROCESSOR, load_processor
 from finetune_sweep.train.architecture import check_length
 from finetune_sweep.train.cleaning import make_splits
 from finetune_sweep.train.rows import check_columns, read_rows
@@ -105,7 +106,7 @@ def encode_split(
         UserError: The folder has no tokenizer, or the model takes fewer than `max_length` tokens.
     """
     check_length(read_config(folder), max_length, str(folder))
-    files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
+    files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, IMAGE_PROCESSOR)]
     used = [
         _FORMAT,
         task.name,
@@ -119,7 +120,7 @@ def encode_split(
     with sole_owner(target):
         if not is_sound(target):
             encoded = task.encode(
-                prepared.splits[split], load_tokenizer(folder), prepared.classes, max_length
+                prepared.splits[split], load_processor(folder), prepared.classes, max_length
             )
             with folder_aside(target) as unfinished:
                 encoded.save(unfinished)

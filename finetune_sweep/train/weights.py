@@ -85,7 +85,7 @@ def fingerprint(folder: Path) -> str:
     """
     config = {key: value for key, value in read_config(folder).items() if key not in _PROVENANCE}
     total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    tokenizer = [folder / name for name in (*TOKENIZER_FILES, _PROCESSOR) if (folder / name).is_file()]
     for file in [*tokenizer, *_weight_files(folder)]:
         status = file.stat()
         digest = _digest(file, status.st_size, status.st_mtime_ns)

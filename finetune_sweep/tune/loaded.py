@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from finetune_sweep.errors import TrialError, UserError
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer
+from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.train import architecture, weights
 from finetune_sweep.train.data import Prepared, encode_split, prepare
 from finetune_sweep.train.state import Job, LoopState
@@ -104,7 +104,7 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            pad = load_tokenizer(folder).pad_token_id
+            pad = pad_token_id(load_processor(folder))
             self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
         return self._pretrained
 
