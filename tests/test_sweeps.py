@@ -19,6 +19,10 @@ TRIALS: Mapping[str, int] = {
     "bert_random": 20,
     "choose_model": 8,
     "bert_hub": 36,
+    "mnist": 2,
+    "mnist_hub": 9,
+    "addresses": 4,
+    "addresses_hub": 4,
     "bert_tpe": 0,  # they follow from the results
 }
 
