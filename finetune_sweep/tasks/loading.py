@@ -30,7 +30,7 @@ def load_processor(folder: Path) -> Processor:
 
     try:
         with quiet_loading():
-            processor: Processor = AutoImageProcessor.from_pretrained(
+            processor: Processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:

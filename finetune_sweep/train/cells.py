@@ -81,7 +81,7 @@ def _list(value: object, place: Place) -> list[object] | None:
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise place.error(f"{value[:60]} is no list in JSON: {error}") from error
+            raise place.error(f"{str(value)[:60]} is no list in JSON: {error}") from error
     if not isinstance(value, list):
         raise place.error(f"must be a list, got {type(value).__name__} {str(value)[:60]}")
     return value
