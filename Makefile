@@ -1,6 +1,6 @@
 # make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
 # make check    what CI runs: lint, format, types, tests
-# make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
+# make docs     docs/sweep-file.md and docs/tasks.md, generated from finetune_sweep/spec.py and tasks/
 # make test-slow     whole sweeps on a real Ray, a minute each
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
@@ -85,6 +85,7 @@ check: lint types test
 
 docs: install
 	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/generate_tasks.py
 
 format: install
 	$(BIN)/ruff check --fix .

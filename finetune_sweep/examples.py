@@ -29,6 +29,7 @@ from finetune_sweep.errors import StorageError, UserError, nearest
 SPLITS = ("train", "validation", "test")
 SOURCES = Path(sys.prefix) / "share" / "finetune_sweep"
 """Where source archives lie."""
+_DESTINATION = "\"$(python -c 'import sys; print(sys.prefix)')/share/finetune_sweep\""
 ASPECTS = ("challenge", "approach", "outcome")
 
 
@@ -53,12 +54,10 @@ class Package:
     @property
     def install(self) -> str:
         """The command that installs it, without what it would pull in."""
+        exactly = f"{self.distribution}=={self.version}"
         if self.is_source:
-            return (
-                f"pip download --no-deps --no-binary {self.distribution} --dest {SOURCES}"
-                f" {self.distribution}=={self.version}"
-            )
-        return f"pip install --no-deps {self.distribution}=={self.version}"
+            return f"pip download --no-deps --no-binary {self.distribution} --dest {_DESTINATION} {exactly}"
+        return f"pip install --no-deps {exactly}"
 
 
 @dataclass(frozen=True)

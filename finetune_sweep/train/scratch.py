@@ -67,7 +67,8 @@ def _write_weights(source: Path, target: Path) -> None:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             config = AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-            AutoModel.from_config(config, trust_remote_code=False).save_pretrained(str(target))
+            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            model.save_pretrained(str(target))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{PREFIX}{source}: no model can be made of config.json: {reason}") from error
