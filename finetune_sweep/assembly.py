@@ -99,7 +99,7 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     model.to(plan.device)  # type: ignore[arg-type]  # transformers types only torch.device
     arch = architecture.describe(model.config.to_dict())
     predictions = loop.evaluate(
-        packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding),
+        packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding and task.packs),
         task,
         task.encode(rows, processor, plan.classes, trial.max_length),
         device=plan.device,

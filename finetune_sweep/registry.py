@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
-
     from finetune_sweep.tasks.contract import Task
 
-_ALL_TAGS: Final = {"ignore_labels": []}
+_ALL_TAGS: Final[Mapping[str, list[str]]] = {"ignore_labels": []}
 """For the pipeline: MLflow 3.17 fails on a text of which a pipeline says nothing, as it does where all tags are O."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
@@ -215,7 +214,7 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             model_card=ModelCard.load(folder / card.CARD),
             signature=_signature(task),
-            model_config=_ALL_TAGS if task.pipeline == "token-classification" else None,
+            model_config=dict(_ALL_TAGS) if task.pipeline == "token-classification" else None,
             input_example=task.input_example(),
             pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
         )
@@ -231,7 +230,7 @@ def _signature(task: Task) -> ModelSignature:
 
     match task.pipeline:
         case "token-classification":
-            outputs = Schema([ColSpec("string")])
+            outputs: Schema | None = Schema([ColSpec("string")])
         case "image-classification":
             outputs = None
         case _:

@@ -236,6 +236,10 @@ class Task(Protocol):
         """The class of transformers that loads a model of it."""
 
     @property
+    def packs(self) -> bool:
+        """Whether its head reads one token of each text: then batches can be computed without their padding."""
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of its rows, inputs first; the last one is the target."""
 

@@ -54,6 +54,11 @@ class ImageClassification:
         return "AutoModelForImageClassification"
 
     @property
+    def packs(self) -> bool:
+        """Pictures have no padding."""
+        return False
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """`image` and `label`, or `labels`."""
         image = Column("image", required=True, description="a path, or the bytes of a file", kind="image")

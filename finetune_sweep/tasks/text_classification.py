@@ -51,6 +51,11 @@ class TextClassification:
         return "AutoModelForSequenceClassification"
 
     @property
+    def packs(self) -> bool:
+        """Its head reads one token of a text."""
+        return True
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """`text` and `label`, or `labels`."""
         text = Column("text", required=True, description="the text")

@@ -43,6 +43,11 @@ class TokenClassification:
         return "AutoModelForTokenClassification"
 
     @property
+    def packs(self) -> bool:
+        """Its head reads all tokens."""
+        return False
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """`tokens` and `tags`, equally many."""
         return (

@@ -161,7 +161,7 @@ class Loaded:
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
             arch=pretrained.arch,
-            unpadding=self._plan.sweep.speed.unpadding,
+            unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
         return self._from_the_cache(job, trial, pretrained.model)
 

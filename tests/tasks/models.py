@@ -90,7 +90,8 @@ def picture(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
 
 def _texts(rows: int) -> list[str]:
     rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(list("abcdef"), size=rng.integers(1, 6))) for _ in range(rows)]
+    letters = ("abc", "def")
+    return [" ".join(rng.choice(list(letters[row % 2]), size=rng.integers(2, 7))) for row in range(rows)]
 
 
 def _words(rows: int) -> list[list[str]]:

@@ -21,6 +21,7 @@ from finetune_sweep.tasks.contract import IGNORED, Encoded, Predictions, Task
 from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.loop import evaluate, fit, start
+from finetune_sweep.train.packing import PaddedModel
 from finetune_sweep.train.state import Job
 from tests.tasks.models import CASES, Case
 
@@ -55,6 +56,7 @@ class Made:
             mode="min",
             pad_token_id=self.pad,
             arch=describe(model.config.to_dict()),
+            unpadding=self.task.packs,
         )
 
 
@@ -97,7 +99,7 @@ def test_what_a_batch_holds_of_a_row_does_not_depend_on_the_others(made: Made) -
     model, _ = made.task.build_model(made.folder, made.classes)
     encoded, task = made.encoded, made.task
     both = [
-        evaluate(model, task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
+        evaluate(PaddedModel(model), task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
         for part in (encoded, _only(encoded, 7))
     ]
     assert both[0].losses[7] == pytest.approx(both[1].losses[0], abs=1e-5)
@@ -128,7 +130,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(made: Made) -> None:
     whole = list(fit(job, start(job, *made.task.build_model(made.folder, made.classes))))
     asked = iter([False, False, False, False, True])
     state = start(job, *made.task.build_model(made.folder, made.classes))
-    before = list(fit(job, state, lambda: next(asked)))
+    before = list(fit(job, state, is_stopping=lambda: next(asked)))
     after = list(fit(job, state))
     assert [e.metrics for e in before + after] == [e.metrics for e in whole]
     assert [e.train_metrics for e in before + after] == [e.train_metrics for e in whole]
@@ -146,7 +148,9 @@ def test_perfect_predictions_have_perfect_metrics(made: Made) -> None:
 def _perfect(made: Made) -> Predictions:
     """What a model says that is right and sure."""
     model, _ = made.task.build_model(made.folder, made.classes)
-    said = evaluate(model, made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad)
+    said = evaluate(
+        PaddedModel(model), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+    )
     labels = np.asarray(said.labels)
     values = labels
     if said.values.shape != labels.shape:
@@ -158,7 +162,9 @@ def _perfect(made: Made) -> Predictions:
 
 def test_metrics_are_in_range_and_the_mean_of_row_scores(made: Made) -> None:
     model, _ = made.task.build_model(made.folder, made.classes)
-    said = evaluate(model, made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad)
+    said = evaluate(
+        PaddedModel(model), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+    )
     found = made.task.score(said, made.classes)
     assert set(found) == set(made.task.metrics)
     assert all(-1 <= value <= 1 for name, value in found.items() if name != "loss")
@@ -179,7 +185,7 @@ def test_predictions_and_encoded_rows_are_read_back(made: Made, tmp_path: Path) 
     made.encoded.save(tmp_path)
     again = Encoded.load(tmp_path)
     said = [
-        evaluate(model, made.task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
+        evaluate(PaddedModel(model), made.task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
         for part in (made.encoded, again)
     ]
     said[0].save(tmp_path / "said.npz")
@@ -193,7 +199,9 @@ def test_a_saved_model_says_the_same_and_serves_a_pipeline(made: Made, tmp_path:
     made.processor.save_pretrained(str(tmp_path / "saved"))
     again = getattr(transformers, made.task.auto_model).from_pretrained(str(tmp_path / "saved"))
     said = [
-        evaluate(each, made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad)
+        evaluate(
+            PaddedModel(each), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+        )
         for each in (model, again)
     ]
     assert same(*said)
