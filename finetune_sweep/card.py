@@ -219,7 +219,9 @@ def _meaning(evidence: Evidence) -> str:
             " luck: expect less on new data, and perhaps another order with another seed."
         )
     accuracy = evidence.validation.get("accuracy")
-    if accuracy is not None:
+    if (
+        accuracy is not None and TASKS[evidence.plan.sweep.task].columns[-1].kind == "class"
+    ):  # one answer a row
         error = math.sqrt(accuracy * (1 - accuracy) / rows)
         text += f" The standard error of an accuracy of {accuracy:.3f} on {rows:,} rows alone is {error:.3f}."
     return f"**What the validation score means.** {text}"
