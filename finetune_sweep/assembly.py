@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_sweep import card
 from finetune_sweep.errors import StorageError, VerificationError
 from finetune_sweep.events import Metrics
 from finetune_sweep.layout import CHANGED_TENSORS, explained
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import ROBUST, Predictions, load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import ROBUST, Predictions, quiet_loading
+from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.train import robustness
 from finetune_sweep.train.data import rewritten
 from finetune_sweep.train.robustness import Robustness
@@ -77,7 +77,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
         tensor.copy_(stored[name])
     with explained(target), quiet_loading():
         pretrained.model.save_pretrained(target)
-        load_tokenizer(pretrained.folder).save_pretrained(target)
+        load_processor(pretrained.folder).save_pretrained(target)
 
 
 def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads: int) -> Found:
@@ -101,7 +101,7 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     torch.set_num_threads(threads)
     task = robustness.task_for(plan.sweep.metric.name, TASKS[plan.sweep.task])
     model = load_as_user(folder, plan)
-    tokenizer = load_tokenizer(folder)
+    processor = load_processor(folder)
     rows = planned_data(plan).splits[split]
     is_robust = robustness.measures(plan.sweep.metric.name)
     if is_robust:
@@ -109,12 +109,12 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     model.to(plan.device)  # type: ignore[arg-type]  # transformers types only torch.device
     arch = architecture.describe(model.config.to_dict())
     predictions = loop.evaluate(
-        packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding),
+        packing.forward_of(model, arch, unpadding=plan.sweep.speed.unpadding and task.packs),
         task,
-        task.encode(rows, tokenizer, plan.classes, trial.max_length),
+        task.encode(rows, processor, plan.classes, trial.max_length),
         device=plan.device,
         precision="bf16" if trial.training.precision == "bf16" else "fp32",
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=pad_token_id(processor),
     )
     metrics = task.score(predictions, plan.classes)
     measured = robustness.measure(TASKS[plan.sweep.task], predictions, plan.classes) if is_robust else None
@@ -139,7 +139,7 @@ def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
     """
     import transformers
 
-    auto = getattr(transformers, card.AUTO_MODELS[plan.sweep.task])
+    auto = getattr(transformers, TASKS[plan.sweep.task].auto_model)
     with quiet_loading():
         model: PreTrainedModel
         model, info = auto.from_pretrained(

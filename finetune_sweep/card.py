@@ -21,6 +21,7 @@ from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.spec import Sweep
+from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import ROBUST
 from finetune_sweep.train import robustness
 from finetune_sweep.train.robustness import Robustness
@@ -29,8 +30,6 @@ from finetune_sweep.yamlio import Value
 
 CARD: Final = "README.md"
 RESULTS: Final = "eval_results.json"
-AUTO_MODELS: Final[Mapping[str, str]] = {"text-classification": "AutoModelForSequenceClassification"}
-"""By task, the class of transformers that loads the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def _head(evidence: Evidence) -> Value:
     data = _hub_name(sweep.data.source or "")
     head: dict[str, Value] = {
         "library_name": "transformers",
-        "pipeline_tag": sweep.task,
+        "pipeline_tag": TASKS[sweep.task].pipeline,
         "tags": [sweep.task, "finetune-sweep"],
         "metrics": list(evidence.validation),
         "model-index": [{"name": sweep.name, "results": list(_index(evidence))}],
@@ -184,7 +183,7 @@ def _index(evidence: Evidence) -> Iterator[Value]:
         if metrics:
             values: list[Value] = [{"type": n, "name": n, "value": value} for n, value in metrics.items()]
             dataset: Value = {"name": name, "type": origin, "split": split}
-            yield {"task": {"type": task}, "dataset": dataset, "metrics": values}
+            yield {"task": {"type": TASKS[task].pipeline}, "dataset": dataset, "metrics": values}
 
 
 def _pretrained(model: str) -> str:
@@ -235,7 +234,9 @@ def _meaning(evidence: Evidence) -> str:
             " luck: expect less on new data, and perhaps another order with another seed."
         )
     accuracy = evidence.validation.get("accuracy")
-    if accuracy is not None:
+    if (
+        accuracy is not None and TASKS[evidence.plan.sweep.task].columns[-1].kind == "class"
+    ):  # one answer a row
         error = math.sqrt(accuracy * (1 - accuracy) / rows)
         text += f" The standard error of an accuracy of {accuracy:.3f} on {rows:,} rows alone is {error:.3f}."
     return f"**What the validation score means.** {text}"
@@ -249,22 +250,29 @@ def _robustness(found: Robustness, sweep: Sweep) -> list[str]:
 
 
 def _loading(evidence: Evidence) -> str:
-    task, length = evidence.plan.sweep.task, evidence.trial.max_length
-    auto = AUTO_MODELS[task]
+    task, length = TASKS[evidence.plan.sweep.task], evidence.trial.max_length
+    auto = task.auto_model
+    if any(column.kind == "image" for column in task.columns):
+        processor, argument, call, cut = "AutoImageProcessor", "image_processor", '"picture.png"', ""
+    else:
+        processor, argument, call = "AutoTokenizer", "tokenizer", '"A text."'
+        cut = f"Inputs were cut after {length} tokens in training. "
+    if task.pipeline == "text-classification":
+        call += f", truncation=True, max_length={length}"
     classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
     return f"""\
 From the folder that holds this one:
 
 ```python
-from transformers import AutoTokenizer, {auto}, pipeline
+from transformers import {processor}, {auto}, pipeline
 
 model = {auto}.from_pretrained("./best")
-tokenizer = AutoTokenizer.from_pretrained("./best")
-predict = pipeline("{task}", model=model, tokenizer=tokenizer)
-print(predict("A text.", truncation=True, max_length={length}))
+{argument} = {processor}.from_pretrained("./best")
+predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
+print(predict({call}))
 ```
 
-Inputs were cut after {length} tokens in training. Classes: {classes}."""
+{cut}Classes: {classes}."""
 
 
 def _data(evidence: Evidence) -> list[str]:

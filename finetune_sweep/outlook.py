@@ -237,9 +237,8 @@ def _trained(plan: Plan) -> Iterator[Trained]:
         trained, total = architecture.trained_parameters(shapes, arch, depth)
         frozen = 0 if depth == "embeddings" else depth
         cache = _cached(plan, arch, depth)
-        yield Trained(
-            model, depth, arch.blocks, arch.blocks - frozen, total, trained, not arch.can_pack, cache
-        )
+        is_padded = not (arch.can_pack and TASKS[plan.sweep.task].packs)
+        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained, is_padded, cache)
 
 
 def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:
@@ -247,7 +246,7 @@ def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:
     speed = plan.sweep.speed
     if depth in {0, "embeddings"} or not speed.prefix_cache:
         return ""
-    if not (speed.unpadding and arch.can_pack):
+    if not (speed.unpadding and arch.can_pack and TASKS[plan.sweep.task].packs):
         return "its frozen blocks are computed in each epoch, as texts are padded"
     tokens = 1 if depth == arch.blocks else max(trial.max_length for trial in plan.trials)
     rows = plan.rows["train"] + plan.rows["validation"]

@@ -161,6 +161,8 @@ class _Packing:
 
     def take(self, reference: str) -> str:
         """The reference of a model or of data on the cluster; a path is packed unless it is shared."""
+        if reference.startswith("scratch:"):
+            return "scratch:" + self.take(reference.removeprefix("scratch:"))
         if ":" in reference:
             return reference
         path = Path(reference)

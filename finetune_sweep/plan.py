@@ -68,6 +68,8 @@ class Plan:
         Raises:
             UserError: If its values do not go together.
         """
+        from finetune_sweep.tasks import TASKS
+
         sweep = self.sweep
         seed = sweep.seed if seed is None else seed
         model = str(config.get("model", sweep.model))
@@ -87,7 +89,7 @@ class Plan:
             seed,
             sweep.metric.name,
         )
-        head_only = depth == arch.blocks and arch.can_pack
+        head_only = depth == arch.blocks and arch.can_pack and TASKS[sweep.task].packs
         return Trial(identity.key(), config, model, max_length, training, depth, seed, head_only)
 
     @property

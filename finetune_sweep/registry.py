@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,8 @@ from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.snapshot import KEY_TAG, TAG
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import quiet_loading
+from finetune_sweep.tasks.loading import load_processor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
+    from finetune_sweep.tasks.contract import Task
+
+_ALL_TAGS: Final[Mapping[str, list[str]]] = {"ignore_labels": []}
+"""For the pipeline: MLflow 3.17 fails on a text of which a pipeline says nothing, as it does where all tags are O."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -195,26 +200,41 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     from huggingface_hub import ModelCard
     from mlflow.models import Model
 
-    parts = {"model": load_as_user(folder, plan), "tokenizer": load_tokenizer(folder)}
+    task = TASKS[plan.sweep.task]
+    pictures = any(column.kind == "image" for column in task.columns)
+    parts = {
+        "model": load_as_user(folder, plan),
+        "image_processor" if pictures else "tokenizer": load_processor(folder),
+    }
     with quiet_loading():
         mlflow.transformers.save_model(
             parts,
             str(target),
-            task=plan.sweep.task,
+            task=task.pipeline,
             mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
             model_card=ModelCard.load(folder / card.CARD),
-            signature=_signature(),
-            input_example=TASKS[plan.sweep.task].input_example(),
+            signature=_signature(task),
+            model_config=dict(_ALL_TAGS) if task.pipeline == "token-classification" else None,
+            input_example=task.input_example(),
             pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
         )
 
 
-def _signature() -> ModelSignature:
-    """Texts in; a label and its score out."""
+def _signature(task: Task) -> ModelSignature:
+    """What goes in and out: texts, or pictures by address or in base64; a label and its score, or tags in one string.
+
+    For pictures MLflow 3.17 gives a table of mappings, the likeliest class first, which no schema describes.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
-    outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
+    match task.pipeline:
+        case "token-classification":
+            outputs: Schema | None = Schema([ColSpec("string")])
+        case "image-classification":
+            outputs = None
+        case _:
+            outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
     return ModelSignature(Schema([ColSpec("string")]), outputs)
 
 

@@ -17,7 +17,9 @@ from finetune_sweep.settings import IN_KEY, NOT_IN_KEY, Model, Training, by_type
 from finetune_sweep.space import Space
 from finetune_sweep.speed import Speed
 
-TaskName = Literal["text-classification"]
+TaskName = Literal[
+    "text-classification", "text-tagging", "token-classification", "image-classification", "image-tagging"
+]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 _TRACKING_SCHEMES = frozenset({"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -88,11 +90,11 @@ class Data(Model):
     """Where the examples come from, and what is made of them."""
 
     source: str | None = Field(None, min_length=1, json_schema_extra=IN_KEY)
-    """`example:NAME`, `hub:ORG/NAME`, a file (csv, tsv, json, jsonl, parquet) or a folder."""
+    """`example:NAME`, `hub:ORG/NAME`, a file (csv, tsv, json, jsonl, parquet, CoNLL, COCO json) or a folder."""
     files: dict[str, str] | None = Field(None, json_schema_extra=IN_KEY)
     """Instead of `source`: one file for each of `train`, `validation`, `test`."""
-    columns: dict[str, str] = Field(default_factory=dict, json_schema_extra=IN_KEY)
-    """The task's columns, and what they are called in the source."""
+    columns: dict[str, str | int] = Field(default_factory=dict, json_schema_extra=IN_KEY)
+    """The task's columns, and what they are called in the source; in CoNLL files a number, the first is 1."""
     max_length: int = Field(128, ge=4, le=131072, json_schema_extra=IN_KEY)
     """Tokens after which an input is cut. Searchable as `data.max_length`."""
     split: Split = Field(Split.model_construct(), json_schema_extra=IN_KEY)
@@ -247,7 +249,8 @@ class Sweep(Model):
     task: TaskName = Field(json_schema_extra=IN_KEY)
     """What the model is fine-tuned to do."""
     model: str = Field(min_length=1, json_schema_extra=IN_KEY)
-    """`example:NAME`, `hub:ORG/NAME[@revision]` or a folder. Searchable: then it is not needed here."""
+    """`example:NAME`, `hub:ORG/NAME[@revision]`, a folder, or `scratch:FOLDER` for new weights.
+    Searchable: then it is not needed here."""
     data: Data = Field(json_schema_extra=IN_KEY)
     """The labelled examples."""
     space: Space = Field(Space(()), json_schema_extra=NOT_IN_KEY)

@@ -74,7 +74,7 @@ def write_sweep(data: Path, output: Path | None, cache: Path | None = None) -> P
         raise UserError(f"{target} exists and is not overwritten; name another file with --output")
     settings = _settings(data.resolve())
     prepared = prepare(settings, TASKS["text-classification"], Path(), cache or default_cache())
-    _refuse_regression(prepared.classes, settings.columns.get("label", "label"))
+    _refuse_regression(prepared.classes, str(settings.columns.get("label", "label")))
     source = data.resolve()
     folder = target.parent.resolve()
     shown = source.relative_to(folder) if source.is_relative_to(folder) else source
@@ -133,7 +133,7 @@ def _peek(file: Path) -> Rows:
     Raises:
         UserError: It cannot be read as a table.
     """
-    from finetune_sweep.train.source import reader_of
+    from finetune_sweep.train.tables import reader_of
 
     readers = {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}
     reader = reader_of(file)
@@ -152,7 +152,7 @@ def _peek(file: Path) -> Rows:
 
 
 def _csv_rows(file: Path) -> Iterator[Mapping[str, object]]:
-    from finetune_sweep.train.source import csv_rows, separator_of
+    from finetune_sweep.train.tables import csv_rows, separator_of
 
     rows = csv_rows(file)
     header = next(rows, [])
@@ -213,7 +213,7 @@ class _Column:
         return self.is_plain and 2 <= self.distinct <= most and self.mean_length < 50
 
 
-def _guess_columns(rows: Rows, file: Path) -> dict[str, str]:
+def _guess_columns(rows: Rows, file: Path) -> dict[str, str | int]:
     """The columns that hold the text and the label: by name, else by shape.
 
     Raises:
@@ -354,7 +354,7 @@ def _data_lines(source: str, settings: Data, prepared: Prepared) -> Iterator[str
     yield "data:"
     yield f"  source: {_scalar(source)}"
     if settings.columns:
-        columns = ", ".join(f"{name}: {_scalar(column)}" for name, column in settings.columns.items())
+        columns = ", ".join(f"{name}: {_scalar(str(column))}" for name, column in settings.columns.items())
         yield _line(f"  columns: {{{columns}}}", "which columns hold the text and its class")
     yield _line(f"  max_length: {_max_length(train['text'])}", "tokens; what is longer is cut")
     split = settings.split

@@ -168,6 +168,8 @@ def absolute(sweep: Sweep, base: Path) -> Sweep:
 
 def _model_reference(reference: str, base: Path) -> str:
     """A folder as an absolute path; a bare word that is none stays, for the message about what it may have meant."""
+    if reference.startswith("scratch:"):
+        return "scratch:" + _model_reference(reference.removeprefix("scratch:"), base)
     folder = base / Path(reference).expanduser()
     is_path = reference.startswith((".", "/", "~")) or folder.is_dir()
     return str(folder.resolve()) if ":" not in reference and is_path else reference

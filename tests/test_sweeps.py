@@ -20,6 +20,10 @@ TRIALS: Mapping[str, int] = {
     "choose_model": 8,
     "bert_hub": 36,
     "augmentation": 8,
+    "mnist": 2,
+    "mnist_hub": 9,
+    "addresses": 4,
+    "addresses_hub": 4,
     "bert_tpe": 0,  # they follow from the results
 }
 

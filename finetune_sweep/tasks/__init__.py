@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from finetune_sweep.tasks.image_classification import ImageClassification
 from finetune_sweep.tasks.text_classification import TextClassification
+from finetune_sweep.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,5 +15,9 @@ if TYPE_CHECKING:
 
 TASKS: Final[Mapping[str, Task]] = {
     "text-classification": TextClassification(),
+    "text-tagging": TextClassification(several=True),
+    "token-classification": TokenClassification(),
+    "image-classification": ImageClassification(),
+    "image-tagging": ImageClassification(several=True),
 }
 """A new task is one file, one line here, and one row in the documents."""

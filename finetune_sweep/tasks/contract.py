@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["max", "min"]
 """Whether more of a metric is better, or less."""
@@ -37,6 +37,28 @@ TOKENIZER_FILES: Final = (
 )
 """Where the tokenizers of transformers keep their vocabularies."""
 
+Kind = Literal["text", "class", "labels", "tokens", "tags", "number", "image", "boxes"]
+"""What a cell of a column is: a text; a class; several classes; words, and a class for each; a number; a
+picture, as the bytes of its file; the boxes in a picture."""
+
+
+Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor"
+"""What makes the inputs of a model: a tokenizer, or for pictures an image processor."""
+
+
+class Box(NamedTuple):
+    """What is where in a picture: in pixels, from the upper left corner."""
+
+    label: str
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+IGNORED: Final = -100
+"""Where a row has no label, as the losses of torch have it."""
+
 Batch = dict[str, "torch.Tensor"]
 """What a model is called with, by argument name, and `labels`; the first axis of each is the batch."""
 
@@ -49,8 +71,9 @@ class Column:
         name: What the task calls it.
         required: Whether rows cannot do without it.
         description: What it holds, for documents and messages.
-        kind: `text` is input, stripped and compared when rows are cleaned; `class` is a label, the same for
-            all rows of a class.
+        kind: What its cells are.
+        target: Whether it is what the model has to say; all others are inputs, by which rows are compared when
+            they are cleaned. A task has one such column.
         changeable: Whether a text may be written otherwise while the labels stay, as augmentation and robustness
             do it; not where labels point into the text, or the text is what is to be written.
     """
@@ -58,7 +81,8 @@ class Column:
     name: str
     required: bool
     description: str
-    kind: Literal["text", "class"] = "text"
+    kind: Kind = "text"
+    target: bool = False
     changeable: bool = True
 
 
@@ -142,6 +166,8 @@ class Predictions:
         values: What it said, shape `(rows, ...)`; logits of shape `(rows, classes)` for a classification.
         labels: What is right, shape `(rows, ...)`.
         losses: The loss of each row, shape `(rows,)`, float32.
+
+    Rows of batches of different lengths are made equally long at their end, with `IGNORED`.
     """
 
     values: NDArray[np.generic]
@@ -161,8 +187,8 @@ class Predictions:
         """
         order = np.argsort(rows)
         return cls(
-            values=np.concatenate([part.values for part in parts])[order],
-            labels=np.concatenate([part.labels for part in parts])[order],
+            values=_stacked([part.values for part in parts])[order],
+            labels=_stacked([part.labels for part in parts])[order],
             losses=np.concatenate([part.losses for part in parts])[order],
         )
 
@@ -192,6 +218,18 @@ def metrics_of(task: Task) -> dict[str, Mode]:
     return {**task.metrics, **(robust if changeable_columns(task) else {})}
 
 
+def _stacked(parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+    """Joins along the first axis; where the second one differs, it becomes the longest."""
+    longest = max(part.shape[1:2] for part in parts)
+    if any(part.shape[1:2] != longest for part in parts):
+        tail = [(0, 0)] * (parts[0].ndim - 2)
+        parts = [
+            np.pad(part, [(0, 0), (0, longest[0] - part.shape[1]), *tail], constant_values=IGNORED)
+            for part in parts
+        ]
+    return np.concatenate(parts)
+
+
 class Output(Protocol):
     """What a model returns; tasks read further fields where their models have them."""
 
@@ -208,8 +246,20 @@ class Task(Protocol):
         """What a sweep file calls it."""
 
     @property
+    def pipeline(self) -> str:
+        """What `transformers.pipeline` and model hubs call it."""
+
+    @property
+    def auto_model(self) -> str:
+        """The class of transformers that loads a model of it."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether its head reads one token of each text: then batches can be computed without their padding."""
+
+    @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of its rows, inputs first."""
+        """The columns of its rows, inputs first; the last one is the target."""
 
     @property
     def metrics(self) -> Mapping[str, Mode]:
@@ -222,17 +272,15 @@ class Task(Protocol):
             UserError: There is nothing to tell apart.
         """
 
-    def encode(
-        self, rows: Dataset, tokenizer: PreTrainedTokenizerBase, classes: Sequence[str], max_length: int
-    ) -> Encoded:
-        """Turns rows into numbers, cut after `max_length` tokens.
+    def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:
+        """Turns rows into numbers; texts are cut after `max_length` tokens.
 
         Raises:
             UserError: A row has a label that is not among the classes.
         """
 
     def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
-        """Makes one batch of the given rows, in their order, padded to the longest; int64 on the CPU."""
+        """Makes one batch of the given rows, in their order, padded to the longest, on the CPU."""
 
     def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
         """Loads the pretrained model in float32 and gives it the task's head.
@@ -258,7 +306,7 @@ class Task(Protocol):
         """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other."""
 
     def input_example(self) -> list[str]:
-        """Returns inputs such as a served model takes."""
+        """Returns inputs such as a served model takes; of a picture, the address or the bytes in base64."""
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

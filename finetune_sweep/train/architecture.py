@@ -110,6 +110,7 @@ FAMILIES: Mapping[str, Family] = {
     "distilbert": _DISTILBERT,
     "electra": _ELECTRA,
     "gpt2": _GPT2,
+    "vit": Family("vit", ("embeddings",), "layers"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from finetune_sweep.errors import Problem, UserError, nearest
+from finetune_sweep.tasks.contract import Box
 from finetune_sweep.train.rows import Rows
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from finetune_sweep.spec import Clean, Data, Limit, Split
     from finetune_sweep.tasks.contract import Task
+    from finetune_sweep.train.cells import Cell
     from finetune_sweep.train.source import SplitName
 
 Item = TypeVar("Item", int, str)
@@ -52,16 +54,17 @@ def make_splits(
         if len(part) < 2:
             raise UserError(f"{part.where}: {split} needs at least 2 rows after cleaning, has {len(part)}")
     order: tuple[SplitName, ...] = ("train", "validation", "test")
-    splits = {split: Dataset.from_dict(dict(rows[split].columns)) for split in order if split in rows}
+    splits = {split: Dataset.from_dict(_stored(rows[split])) for split in order if split in rows}
     _check_classes(rows, task.classes(splits["train"]))
     return splits, report, notes
 
 
 def _without_hidden_test(rows: Mapping[SplitName, Rows]) -> tuple[dict[SplitName, Rows], list[str]]:
     """Drops a test split without labels, or with -1 for all where that is no class of the training rows."""
-    hidden = {"", "-1"} - set(rows["train"].labels)
+    missing: set[Cell] = {"", "-1", None}
+    hidden = missing - set(rows["train"].targets)
     test = rows.get("test")
-    if test is None or not set(test.labels) <= hidden:
+    if test is None or not set(test.targets) <= hidden:
         return dict(rows), []
     seen: dict[SplitName, Rows] = {split: part for split, part in rows.items() if split != "test"}
     return seen, [f"test: the labels of the source's {len(test)} rows are hidden, they are not used"]
@@ -69,30 +72,50 @@ def _without_hidden_test(rows: Mapping[SplitName, Rows]) -> tuple[dict[SplitName
 
 def _clean(split: SplitName, rows: Rows, clean: Clean, report: list[str]) -> Rows:
     if clean.strip:
-        columns = {name: [value.strip() for value in values] for name, values in rows.columns.items()}
+        columns = {
+            name: [value.strip() if isinstance(value, str) else value for value in values]
+            for name, values in rows.columns.items()
+        }
         rows = replace(rows, columns=columns)
     kept = [
         row
-        for row, texts in enumerate(rows.inputs)
-        if not clean.drop_empty or all(text and not text.isspace() for text in texts)
+        for row, inputs in enumerate(rows.inputs)
+        if not clean.drop_empty or not any(_is_empty(value) for value in inputs)
     ]
     _note(report, split, len(rows) - len(kept), "row", "without text dropped")
-    unlabelled = [row for row in kept if not rows.labels[row]]
+    unlabelled = [row for row in kept if rows.targets[row] in {"", None}]
     if unlabelled:
         more = f", nor have {len(unlabelled) - 1} others" if unlabelled[1:] else ""
-        raise UserError(f"{rows.where}: row {unlabelled[0] + 1} of {split} has no label{more}")
+        raise UserError(
+            f"{rows.where}: {rows.origins[unlabelled[0]]} of {split} has no {rows.target.name}{more}"
+        )
     rows = rows.take(kept)
     if clean.drop_duplicates:
         first = {
             example: row
-            for row, example in reversed(list(enumerate(zip(rows.inputs, rows.labels, strict=True))))
+            for row, example in reversed(list(enumerate(zip(rows.inputs, rows.targets, strict=True))))
         }
         _note(report, split, len(rows) - len(first), "exact duplicate", "dropped")
         rows = rows.take(sorted(first.values()))
-    of_text = Counter(texts for texts, _ in set(zip(rows.inputs, rows.labels, strict=True)))
+    of_text = Counter(texts for texts, _ in set(zip(rows.inputs, rows.targets, strict=True)))
     conflicting = sum(1 for count in of_text.values() if count > 1)
     _note(report, split, conflicting, "text", "with more than one label kept")
     return rows
+
+
+def _is_empty(value: Cell) -> bool:
+    return not value.strip() if isinstance(value, str) else value in {None, (), b""}
+
+
+def _stored(rows: Rows) -> dict[str, list[object]]:
+    """The columns, as a table can hold them."""
+    return {name: [_plain(value) for value in values] for name, values in rows.columns.items()}
+
+
+def _plain(value: Cell) -> object:
+    if isinstance(value, tuple):
+        return [entry._asdict() if isinstance(entry, Box) else entry for entry in value]
+    return value
 
 
 def _note(report: list[str], split: SplitName, count: int, what: str, done: str) -> None:
@@ -117,7 +140,7 @@ def _cut_missing(rows: dict[SplitName, Rows], split: Split) -> list[str]:
         chosen = _draw(train, count, split.seed, name)
         rows[name] = train.take(chosen)
         rows["train"] = train.take(sorted(set(range(len(train))) - set(chosen)))
-        way = "stratified by label" if split.group_by is None else f"whole groups of {split.group_by!r}"
+        way = _way(rows[name]) if split.group_by is None else f"whole groups of {split.group_by!r}"
         notes.append(f"{name}: {len(chosen):,} of {total:,} training rows, {way}, seed {split.seed}")
     if "test" not in rows:
         notes.append("test: there is none")
@@ -126,10 +149,14 @@ def _cut_missing(rows: dict[SplitName, Rows], split: Split) -> list[str]:
     return notes
 
 
+def _way(rows: Rows) -> str:
+    return "stratified by label" if rows.target.kind == "class" else "drawn at random"
+
+
 def _draw(rows: Rows, count: int, seed: int, purpose: str) -> list[int]:
     """Draws rows to cut from training: a row of each class stays there; or whole groups, if told."""
     if rows.groups is None:
-        return _stratified(rows.labels, count, f"{seed}/{purpose}", spare=1)
+        return _drawn(rows, count, f"{seed}/{purpose}", spare=1)
     sizes = Counter(rows.groups)
     chosen: set[str] = set()
     taken = 0
@@ -143,6 +170,38 @@ def _draw(rows: Rows, count: int, seed: int, purpose: str) -> list[int]:
             f" {purpose} and the rest: group by another column, or give a file"
         )
     return [row for row, group in enumerate(rows.groups) if group in chosen]
+
+
+def _drawn(rows: Rows, count: int, key: str, spare: int) -> list[int]:
+    """Draws rows, with the classes in their proportions where each row has one.
+
+    Else they come at random; with `spare` 1, a row that is the last one with one of its classes is not drawn,
+    and with 0 those that bring a new class come first.
+
+    Returns:
+        The rows in ascending order.
+    """
+    if rows.target.kind == "class":
+        return _stratified([str(label) for label in rows.targets], count, key, spare)
+    order, classes = _shuffled(range(len(rows)), key), rows.classes
+    if not spare:
+        seen: set[str] = set()
+        fresh: set[int] = set()
+        for row in order:
+            if not seen.issuperset(classes[row]):
+                fresh.add(row)
+            seen.update(classes[row])
+        return sorted(
+            [*(row for row in order if row in fresh), *(row for row in order if row not in fresh)][:count]
+        )
+    left = Counter(name for of in classes for name in of)
+    chosen: list[int] = []
+    for row in order:
+        of = classes[row]
+        if len(chosen) < count and all(left[name] > 1 for name in of):
+            chosen.append(row)
+            left.subtract(of)
+    return sorted(chosen)
 
 
 def _stratified(labels: Sequence[str], count: int, key: str, spare: int) -> list[int]:
@@ -196,17 +255,23 @@ def _limited(split: SplitName, rows: Rows, limit: Limit, report: list[str]) -> R
     if most is None or most >= len(rows):
         return rows
     report.append(f"{split}: limited to {most:,} of {len(rows):,} rows, seed {limit.seed}")
-    return rows.take(_stratified(rows.labels, most, f"{limit.seed}/limit {split}", spare=0))
+    return rows.take(_drawn(rows, most, f"{limit.seed}/limit {split}", spare=0))
 
 
 def _check_classes(rows: Mapping[SplitName, Rows], classes: Sequence[str]) -> None:
-    problems = [
-        Problem(
-            f"{part.where}: class {label!r} is in {split} ({part.labels.count(label)} rows) and not in train,"
-            f" which has {', '.join(classes[:20])}{nearest(label, classes)}"
-        )
-        for split, part in rows.items()
-        for label in sorted(set(part.labels) - set(classes))
-    ]
+    known, problems = set(classes), []
+    for split, part in rows.items():
+        places: dict[str, list[str]] = {}
+        for origin, of in zip(part.origins, part.classes, strict=True):
+            for name in of:
+                if name not in known:
+                    places.setdefault(name, []).append(origin)
+        problems += [
+            Problem(
+                f"{part.where}: {origins[0]}: class {name!r} is in {split} ({len(origins)} rows) and not in train,"
+                f" which has {', '.join(classes[:20])}{nearest(name, classes)}"
+            )
+            for name, origins in sorted(places.items())
+        ]
     if problems:
         raise UserError(problems)

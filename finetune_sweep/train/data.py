@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.layout import check_folder, explained, folder_aside, sha256
-from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded, load_tokenizer
+from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded
+from finetune_sweep.tasks.loading import IMAGE_PROCESSOR, load_processor
 from finetune_sweep.train.architecture import check_length
 from finetune_sweep.train.cleaning import make_splits
 from finetune_sweep.train.rows import check_columns, read_rows
-from finetune_sweep.train.source import SplitName, locate, quiet
+from finetune_sweep.train.source import SplitName, locate
+from finetune_sweep.train.tables import quiet
 from finetune_sweep.train.weights import read_config
 
 if TYPE_CHECKING:
@@ -75,7 +77,9 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
     check_columns(data, task)
     parts = locate(data, base, cache)
     settings = data.model_dump(mode="json", include={"columns", "split", "limit", "clean"})
-    contents = {split: part.digest() for split, part in sorted(parts.items())}
+    pictures = next((str(data.columns.get(c.name, c.name)) for c in task.columns if c.kind == "image"), None)
+    with _scratch(cache) as scratch:
+        contents = {split: part.digest(pictures, scratch) for split, part in sorted(parts.items())}
     key = hash_of([_FORMAT, task.name, settings, contents])
     folder = cache / "data" / key
     with sole_owner(folder):
@@ -125,7 +129,7 @@ def encode_split(
     """
     check_length(read_config(folder), max_length, str(folder))
     name = split.split if isinstance(split, Rewritten) else split
-    files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS)]
+    files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, IMAGE_PROCESSOR)]
     used = [
         _FORMAT,
         task.name,
@@ -142,7 +146,7 @@ def encode_split(
             rows = prepared.splits[name]
             if isinstance(split, Rewritten):
                 rows = rewritten(rows, split)
-            encoded = task.encode(rows, load_tokenizer(folder), prepared.classes, max_length)
+            encoded = task.encode(rows, load_processor(folder), prepared.classes, max_length)
             with folder_aside(target) as unfinished:
                 encoded.save(unfinished)
     return Encoded.load(target)
@@ -223,7 +227,14 @@ def _scratch(cache: Path) -> Iterator[Path]:
 
 
 def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_of_bytes).encode()
+
+
+def _of_bytes(value: object) -> str:
+    """The bytes of a picture, as JSON can hold them."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} is no value of a row")
+    return hashlib.sha256(value).hexdigest()
 
 
 def hash_of(value: object) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
 import json
-import logging
 import re
-import tempfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
@@ -17,9 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 from finetune_sweep import examples
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.layout import sha256
+from finetune_sweep.train import coco, conll
+from finetune_sweep.train.tables import READERS, first_line, quiet, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from datasets import Dataset
 
@@ -38,38 +35,68 @@ _ALIASES: Final[Mapping[str, SplitName]] = {
     "testb": "test",
     "eval": "test",
 }
-_READERS: Final = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-}
-_LONGEST_FIELD: Final = 2**31 - 1  # csv's own limit of 131,072 is below a long document
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<revision>.+))?")
 
 
+PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+ORIGIN: Final = "\norigin"
+"""A column of what is read: where in its file a row stands. No column of a file has such a name."""
+_BESIDE: Final = "file_name"
+"""The column of a table beside pictures that names them, as `datasets` has it for folders of pictures."""
+
+
 @dataclass(frozen=True)
 class Files:
-    """A split in files of one format, or in folders of `.txt` files named for their classes."""
+    """A split in files of one format, or in folders, named for their classes, of texts or pictures."""
 
     where: str
     files: tuple[Path, ...]
     by_class: bool = False
 
-    def digest(self) -> str:
-        """Returns a hash of the content, the format, and the classes that folders name."""
+    @property
+    def folder(self) -> Path:
+        """What the paths of pictures in the rows are relative to."""
+        return self.files[0].parent
+
+    def digest(self, picture: str | None, scratch: Path) -> str:
+        """Returns a hash of the content, the format, and the classes that folders name.
+
+        Args:
+            picture: The column with paths of pictures, whose bytes count too; None if rows have no pictures.
+            scratch: A folder that may be removed afterwards.
+        """
         lines = [
             f"{file.suffix} {file.parent.name if self.by_class else ''} {sha256(file)}\n"
             for file in self.files
         ]
+        if picture is not None and not self.by_class:
+            lines += [f"{sha256(file)}\n" for file in self._pictures(picture, scratch)]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _pictures(self, column: str, scratch: Path) -> list[Path]:
+        """The files that rows name; those that are not there are a matter of reading the rows."""
+        table = self.read(scratch)
+        name = picture_column(table, column)
+        cells = table[name] if name in table.column_names else []
+        named = (self.folder / cell for cell in cells if isinstance(cell, str))
+        return [file for file in named if file.is_file()]
 
     def read(self, scratch: Path) -> Dataset:
         """Reads all rows; `scratch` may be removed once they were used."""
-        return _read_class_folders(self.files) if self.by_class else _read_files(self.files, scratch)
+        from datasets import Dataset
+
+        if self.by_class:
+            return _read_class_folders(self.files)
+        if self.files[0].suffix.lower() in conll.ENDINGS:
+            columns: Mapping[str, object] = conll.read_conll(self.files)
+        elif coco.is_coco(self.files[0]):
+            columns = coco.read_coco(self.files[0])
+        else:
+            return read_table(self.files, scratch)
+        return Dataset.from_dict(
+            {ORIGIN if name == "origin" else name: cells for name, cells in columns.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -78,9 +105,10 @@ class Fetched:
 
     where: str
     rows: Dataset
+    folder: Path = Path()
 
-    def digest(self) -> str:
-        """Returns a hash of the rows and their types."""
+    def digest(self, picture: str | None, scratch: Path) -> str:  # noqa: ARG002  (as `Files`)
+        """Returns a hash of the rows and their types; pictures are in the rows."""
         digest = hashlib.sha256(repr(self.rows.features).encode())
         for batch in self.rows.with_format("arrow").iter(batch_size=1000):
             rows = json.dumps(batch.to_pylist(), sort_keys=True, separators=(",", ":"), default=repr)
@@ -132,27 +160,13 @@ def _locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
     return {"train": _one_file(path)}
 
 
-def reader_of(file: Path) -> str | None:
-    """Returns the format that a file's ending names, as `datasets` calls it; None for any other ending."""
-    return _READERS.get(file.suffix.lower())
+def picture_column(table: Dataset, column: str) -> str:
+    """Returns the column that names pictures: the one asked for, or `file_name` where there is no such."""
+    return _BESIDE if column not in table.column_names and _BESIDE in table.column_names else column
 
 
-def separator_of(file: Path) -> str:
-    """Returns what separates the columns of a csv or tsv file."""
-    return "\t" if file.suffix.lower() == ".tsv" else ","
-
-
-def csv_rows(file: Path) -> Generator[list[str], None, None]:
-    """Reads a csv or tsv file row by row, the header first; blank lines are none.
-
-    Raises:
-        OSError, UnicodeDecodeError, csv.Error: It cannot be read.
-    """
-    csv.field_size_limit(_LONGEST_FIELD)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        for row in csv.reader(lines, delimiter=separator_of(file)):
-            if len(row) > 1 or "".join(row).strip():
-                yield row
+def _is_readable(file: Path) -> bool:
+    return file.suffix.lower() in READERS or file.suffix.lower() in conll.ENDINGS
 
 
 def _one_file(file: Path) -> Part:
@@ -161,9 +175,9 @@ def _one_file(file: Path) -> Part:
     if not file.is_file():
         beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f"data: {file}: no such file or folder{nearest(file.name, beside)}")
-    if reader_of(file) is None:
+    if not _is_readable(file):
         raise UserError(
-            f"data: {file}: must be one of {', '.join(_READERS)}, got {file.suffix or 'no ending'}"
+            f"data: {file}: must be one of {', '.join((*READERS, *conll.ENDINGS))}, got {file.suffix or 'no ending'}"
         )
     return Files(str(file), (file,))
 
@@ -174,7 +188,7 @@ def _in_folder(folder: Path) -> dict[SplitName, Part]:
     named: dict[SplitName, dict[str, list[Path]]] = {}
     for entry in entries:
         word = _SHARD.sub("", entry.stem if entry.is_file() else entry.name)
-        if word.lower() in _ALIASES and (entry.is_dir() or reader_of(entry)):
+        if word.lower() in _ALIASES and (entry.is_dir() or _is_readable(entry)):
             as_one = word + (entry.suffix if entry.is_file() else "/")
             named.setdefault(_ALIASES[word.lower()], {}).setdefault(as_one, []).append(entry)
     for split, found in named.items():
@@ -193,15 +207,19 @@ def _files_or_folder(paths: Sequence[Path]) -> Part:
 
 
 def _split_folder(folder: Path) -> Part:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and reader_of(file)]
-    texts = sorted(folder.glob("*/*.txt"))
-    if texts and not files:
-        return Files(str(folder), tuple(texts), by_class=True)
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_readable(file)]
+    members = sorted(folder.glob("*/*"))
+    for of_class in (
+        [file for file in members if file.suffix == ".txt"],
+        [file for file in members if file.suffix.lower() in PICTURES],
+    ):
+        if of_class and not files:
+            return Files(str(folder), tuple(of_class), by_class=True)
     if not files:
         found = ", ".join(entry.name for entry in sorted(folder.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"data: {folder}: needs train, validation and test as files ({', '.join(_READERS)}) or folders,"
-            f" one such file, or one folder of .txt files a class; it holds {found}"
+            f"data: {folder}: needs train, validation and test as files ({', '.join((*READERS, *conll.ENDINGS))})"
+            f" or folders, one such file, or one folder of .txt files or pictures a class; it holds {found}"
         )
     if len({_SHARD.sub("", file.stem) + file.suffix for file in files}) > 1:
         raise UserError(
@@ -224,7 +242,7 @@ def _fetch(reference: str, cache: Path) -> dict[SplitName, Part]:
                 match["name"], match["config"], revision=match["revision"], cache_dir=str(cache / "datasets")
             )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"data: hub:{reference}: {_first_line(error)}") from error
+        raise UserError(f"data: hub:{reference}: {first_line(error)}") from error
     parts: dict[SplitName, Part] = {}
     for name, rows in loaded.items():
         split = _ALIASES.get(name.lower())
@@ -235,98 +253,19 @@ def _fetch(reference: str, cache: Path) -> dict[SplitName, Part]:
     return parts
 
 
-def _read_files(files: Sequence[Path], scratch: Path) -> Dataset:
-    import datasets
-
-    if not any(file.stat().st_size for file in files):
-        raise UserError(f"{files[0]}: is empty")
-    reader = reader_of(files[0])
-    options: dict[str, object] = {}
-    nameless: list[str] = []
-    if reader == "csv":
-        header = _csv_header(files)
-        names = [name if name.strip() else f"\n{place}" for place, name in enumerate(header)]
-        nameless = [name for name, written in zip(names, header, strict=True) if name != written]
-        # All as text: no guess makes "None" a missing value, "007" a 7, or the labels of one chunk floats.
-        features = datasets.Features(dict.fromkeys(names, datasets.Value("string")))
-        options = {"sep": separator_of(files[0]), "features": features, "keep_default_na": False}
-        options |= {"names": names, "header": 0}
-    paths = [str(file) for file in files]
-    try:
-        with quiet():
-            table = datasets.load_dataset(
-                reader, data_files=paths, split="train", cache_dir=tempfile.mkdtemp(dir=scratch), **options
-            )
-    except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{files[0]}: cannot be read as {reader}: {_first_line(error)}") from error
-    return table.remove_columns(nameless)  # such as the index that pandas writes before the columns
-
-
-def _csv_header(files: Sequence[Path]) -> list[str]:
-    """Returns the names of the columns, "" for those without one.
-
-    Raises:
-        UserError: There are none, the first row has more fields (pandas would shift them silently), or the
-            files differ in them.
-    """
-    file = files[0]
-    try:
-        with contextlib.closing(csv_rows(file)) as rows:
-            header, first = next(rows, []), next(rows, [])
-        for file in files[1:]:
-            with contextlib.closing(csv_rows(file)) as rows:
-                other = next(rows, header)
-            if other != header:
-                raise UserError(
-                    f"{file}: has the columns {', '.join(other)}, {files[0].name} has {', '.join(header)}"
-                )
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file}: cannot be read as csv: {error}") from error
-    file = files[0]
-    if not first:
-        raise UserError(f"{file}: has no rows; the first line must name the columns")
-    if len(first) > len(header):
-        raise UserError(f"{file}: row 1 has {len(first)} fields, the header {len(header)}: quote the texts")
-    repeated = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
-    if repeated:
-        raise UserError(f"{file}: the header names {repeated[0]!r} more than once")
-    return header
-
-
 def _read_class_folders(files: Sequence[Path]) -> Dataset:
     from datasets import Dataset
 
+    origins = [f"{file.parent.name}/{file.name}" for file in files]
+    labels = [file.parent.name for file in files]
+    if files[0].suffix.lower() in PICTURES:
+        return Dataset.from_dict(
+            {"image": [str(file.absolute()) for file in files], "label": labels, ORIGIN: origins}
+        )
     texts: list[str] = []
     for file in files:
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as UTF-8 text: {error}") from error
-    return Dataset.from_dict({"text": texts, "label": [file.parent.name for file in files]})
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the progress bars and the log lines of `datasets` and of the hub to themselves."""
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-
-    levels = datasets.logging.get_verbosity(), hub_logging.get_verbosity()
-    bars = datasets.is_progress_bar_enabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    hub_logging.set_verbosity(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def _first_line(error: BaseException) -> str:
-    """Returns what went wrong first, on one line: `datasets` wraps it in errors that say less."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return Dataset.from_dict({"text": texts, "label": labels, ORIGIN: origins})

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from finetune_sweep import examples
 from finetune_sweep.errors import UserError
+from finetune_sweep.train import scratch
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,7 +53,8 @@ def locate(reference: str, base: Path, cache: Path) -> Path:
     """Finds the files of a pretrained model; fetches or converts them when needed.
 
     Args:
-        reference: ``example:NAME``, ``hub:organisation/name[@revision]``, ``./folder`` or ``/folder``.
+        reference: ``example:NAME``, ``hub:organisation/name[@revision]``, ``./folder``, ``/folder``, or
+            ``scratch:./folder`` for new weights.
             Files from the hub go to the hub's own cache; the folder there bears the commit's name.
         base: What a relative folder is relative to: the folder of the sweep file.
         cache: The cache folder, where converted examples are kept.
@@ -65,6 +67,9 @@ def locate(reference: str, base: Path, cache: Path) -> Path:
     """
     if reference.startswith("example:"):
         return examples.model_folder(reference.removeprefix("example:"), cache)
+    if reference.startswith(scratch.PREFIX):
+        source = base / Path(reference.removeprefix(scratch.PREFIX)).expanduser()
+        return _checked(scratch.model_folder(source.resolve(), cache), reference)
     if reference.startswith("hub:"):
         return _checked(_download(reference), reference)
     if reference.startswith(("./", "../", "/", "~/")) or reference in {".", ".."}:
@@ -85,7 +90,7 @@ def fingerprint(folder: Path) -> str:
     """
     config = {key: value for key, value in read_config(folder).items() if key not in _PROVENANCE}
     total = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    tokenizer = [folder / name for name in (*TOKENIZER_FILES, _PROCESSOR) if (folder / name).is_file()]
     for file in [*tokenizer, *_weight_files(folder)]:
         status = file.stat()
         digest = _digest(file, status.st_size, status.st_mtime_ns)

@@ -13,6 +13,7 @@ from finetune_sweep.layout import sha256
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
+from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.train import architecture, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
@@ -116,7 +117,7 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            pad = load_tokenizer(folder).pad_token_id
+            pad = pad_token_id(load_processor(folder))
             self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
         return self._pretrained
 
@@ -215,7 +216,7 @@ class Loaded:
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
             arch=pretrained.arch,
-            unpadding=self._plan.sweep.speed.unpadding,
+            unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
         return self._from_the_cache(job, trial, pretrained.model)
 

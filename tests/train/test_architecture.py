@@ -54,16 +54,33 @@ SIZES: dict[str, dict[str, int]] = {
     "mistral": _LLAMA_SIZES,
     "qwen2": _LLAMA_SIZES,
     "qwen3": _LLAMA_SIZES,
+    "vit": {
+        "num_hidden_layers": BLOCKS,
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 4,
+        "patch_size": 2,
+    },
 }
+PICTURES = {"vit"}
+"""Families that take pixels."""
+TEXTS = tuple(model_type for model_type in SIZES if model_type not in PICTURES)
 SIX = Architecture(model_type="bert", blocks=6, name="minilm-l6")
 
 
 def tiny(model_type: str) -> PreTrainedModel:
     """A random classifier of a family, with three blocks."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+    )
 
     config = AutoConfig.for_model(model_type, vocab_size=30, **SIZES[model_type])
-    model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+    auto = AutoModelForImageClassification if model_type in PICTURES else AutoModelForSequenceClassification
+    model = auto.from_config(config)  # type: ignore[no-untyped-call]
     assert isinstance(model, PreTrainedModel)
     return model
 
@@ -118,7 +135,8 @@ def test_gradients_stop_below_the_frozen_blocks(model_type: str) -> None:
     architecture = describe(model.config.to_dict())
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not is_frozen(architecture.part_of(name), 2))
-    hidden = model(torch.tensor([[2, 3, 4]]), output_hidden_states=True).hidden_states
+    inputs = torch.ones(1, 3, 4, 4) if model_type in PICTURES else torch.tensor([[2, 3, 4]])
+    hidden = model(inputs, output_hidden_states=True).hidden_states
     assert [state.requires_grad for state in hidden] == [False, False, False, True]
 
 

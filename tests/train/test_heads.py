@@ -15,7 +15,7 @@ from finetune_sweep.train import heads
 from finetune_sweep.train.architecture import FAMILIES
 from finetune_sweep.train.loop import fit, start
 from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for
-from tests.train.test_architecture import BLOCKS, tiny
+from tests.train.test_architecture import BLOCKS, TEXTS, tiny
 from tests.train.test_prefix_cache import on_states
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def test_each_comes_to_what_it_comes_to_alone(
             torch.testing.assert_close(state.members[index].changed[name], tensor, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 def test_every_family_has_a_head_that_can_be_stacked(model_type: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     origin = tiny(model_type)

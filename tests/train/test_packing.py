@@ -16,7 +16,7 @@ from finetune_sweep.tasks.contract import Batch
 from finetune_sweep.train.architecture import FAMILIES, Architecture, describe
 from finetune_sweep.train.packing import STATES, Body, attend, forward_of, pack
 from tests.train.runs import assert_same_weights, bert, job_for, trained
-from tests.train.test_architecture import BLOCKS, tiny
+from tests.train.test_architecture import BLOCKS, TEXTS, tiny
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +41,7 @@ def texts(pad_token_id: int, lengths: tuple[int, ...] = LENGTHS) -> Batch:
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": torch.arange(len(lengths)) % 2}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 @pytest.mark.parametrize("lengths", [LENGTHS, (7, 7, 7), (4,)])
 def test_logits_and_gradients_are_those_of_the_padded_batch(
     model_type: str, lengths: tuple[int, ...]
@@ -62,7 +62,7 @@ def test_logits_and_gradients_are_those_of_the_padded_batch(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 def test_half_precision_stays_as_near_to_the_padded_batch_as_it_is_exact(model_type: str) -> None:
     model, arch, pad_token_id = family(model_type)
     batch = texts(pad_token_id)
@@ -71,7 +71,7 @@ def test_half_precision_stays_as_near_to_the_padded_batch_as_it_is_exact(model_t
     torch.testing.assert_close(packed, padded, rtol=0.02, atol=0.002)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 def test_a_text_may_hold_the_padding_token(model_type: str) -> None:
     model, arch, pad_token_id = family(model_type)
     batch = texts(pad_token_id)
@@ -81,7 +81,7 @@ def test_a_text_may_hold_the_padding_token(model_type: str) -> None:
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 @pytest.mark.parametrize("first", range(BLOCKS + 1))
 def test_a_model_goes_on_from_the_states_after_a_block(model_type: str, first: int) -> None:
     model, arch, pad_token_id = family(model_type)
@@ -97,7 +97,7 @@ def test_a_model_goes_on_from_the_states_after_a_block(model_type: str, first: i
     assert torch.equal(deeper, Body(model, arch)(packed))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TEXTS)
 def test_the_model_itself_stays_as_it_is(model_type: str) -> None:
     model, arch, pad_token_id = family(model_type)
     names, batch = list(model.state_dict()), texts(pad_token_id)

@@ -192,11 +192,11 @@ def test_the_hub_out_of_reach_is_one_line(tmp_path: Path) -> None:
     assert not done.stderr
 
 
-def test_rows_of_the_hub_are_told_apart_by_content() -> None:
+def test_rows_of_the_hub_are_told_apart_by_content(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
     rows = [{"text": f"text {row}", "label": row % 2} for row in range(2500)]
     digests = [
-        Fetched("hub:here/data (train)", Dataset.from_list(part, features=features)).digest()
+        Fetched("hub:here/data (train)", Dataset.from_list(part, features=features)).digest(None, tmp_path)
         for part in (rows, list(rows), rows[:-1], [*rows[:-1], {"text": "text 2499", "label": 0}])
     ]
     assert digests[0] == digests[1]

@@ -1,0 +1,106 @@
+"""Loading what a model folder holds: the model with a task's head, and what makes its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from finetune_sweep.errors import UserError
+from finetune_sweep.tasks.contract import TOKENIZER_FILES, load_tokenizer, quiet_loading
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from finetune_sweep.tasks.contract import Processor
+
+IMAGE_PROCESSOR: Final = "preprocessor_config.json"
+
+
+def load_processor(folder: Path) -> Processor:
+    """Loads what makes the inputs of a model: its tokenizer, or where it has none its image processor.
+
+    Raises:
+        UserError: The folder has neither, or it cannot be loaded.
+    """
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if has_tokenizer or not (folder / IMAGE_PROCESSOR).is_file():
+        return load_tokenizer(folder)
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet_loading():
+            processor: Processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder}: no image processor can be loaded from this folder: {reason}") from error
+    return processor
+
+
+def pad_token_id(processor: Processor) -> int:
+    """What fills the rows of a batch; 0 for pictures, which are all of one size."""
+    return int(getattr(processor, "pad_token_id", None) or 0)
+
+
+def load_model(
+    folder: Path, auto_model: str, classes: Sequence[str], problem_type: str | None = None
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Loads a pretrained model in float32, with a head of one output a class; one of another size is replaced.
+
+    Args:
+        folder: The model.
+        auto_model: The class of transformers that gives it the head.
+        classes: The names that its config gets.
+        problem_type: What its config calls the task, where its pipeline reads that.
+
+    Returns:
+        The model, and the sorted names of the parameters that the folder does not have.
+
+    Raises:
+        UserError: The folder holds no such model in safetensors, or its body is not all there.
+    """
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    settings = {"problem_type": problem_type} if problem_type else {}
+    try:
+        with quiet_loading():
+            model: PreTrainedModel
+            model, info = getattr(transformers, auto_model).from_pretrained(
+                str(folder),
+                id2label=dict(enumerate(classes)),
+                label2id={name: place for place, name in enumerate(classes)},
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{folder}: no {_what(auto_model)} can be made of this model: {reason}") from error
+    absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
+    new = tuple(sorted(absent & {name for name, _ in model.named_parameters()}))
+    _check_body(folder, model.base_model_prefix, new)
+    return model, new
+
+
+def _what(auto_model: str) -> str:
+    """`AutoModelForTokenClassification` as a reader says it."""
+    words = {"SequenceClassification": "text classifier", "TokenClassification": "token classifier"}
+    return words.get(auto_model.removeprefix("AutoModelFor"), "image classifier")
+
+
+def _check_body(folder: Path, prefix: str, new: Collection[str]) -> None:
+    """A pooler may be new, as checkpoints of language modelling have none; a block may not."""
+    lost = [name for name in new if name.startswith(f"{prefix}.") and ".pooler." not in name]
+    if lost:
+        raise UserError(
+            f"{folder}: weights and config.json do not agree: {len(lost)} tensors of the pretrained model"
+            f" are absent or of another shape, the first is {lost[0]}"
+        )

@@ -1,0 +1,162 @@
+"""Token classification: a class for each word of a text, as in named-entity recognition and tagging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from finetune_sweep.tasks import classes as answers
+from finetune_sweep.tasks import entities, loading, texts
+from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Predictions, Ragged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from datasets import Dataset
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from finetune_sweep.tasks.contract import Batch, Mode, Output, Processor
+
+
+@dataclass(frozen=True)
+class TokenClassification:
+    """The task `token-classification`. Tags are plain, or of IOB, IOE, IOBES or BILOU form."""
+
+    @property
+    def name(self) -> str:
+        """`token-classification`."""
+        return "token-classification"
+
+    @property
+    def pipeline(self) -> str:
+        """`token-classification`."""
+        return "token-classification"
+
+    @property
+    def auto_model(self) -> str:
+        """`AutoModelForTokenClassification`."""
+        return "AutoModelForTokenClassification"
+
+    @property
+    def packs(self) -> bool:
+        """Its head reads all tokens."""
+        return False
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """`tokens` and `tags`, equally many."""
+        return (
+            Column("tokens", required=True, description="a list of words", kind="tokens"),
+            Column("tags", required=True, description="a list of their classes", kind="tags", target=True),
+        )
+
+    @property
+    def metrics(self) -> Mapping[str, Mode]:
+        """See `score`."""
+        return {"f1": "max", "precision": "max", "recall": "max", "accuracy": "max", "loss": "min"}
+
+    def classes(self, train: Dataset) -> tuple[str, ...]:
+        """Returns the tags of the training rows, sorted.
+
+        Raises:
+            UserError: There are fewer than two.
+        """
+        return answers.ordered(tag for tags in train["tags"] for tag in tags)
+
+    def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:
+        """Returns `input_ids` and `labels`, both ragged and equally long.
+
+        The first sub-word of a word has the label of the word; later ones and special tokens have `IGNORED`.
+        Words beyond `max_length` tokens are not seen, neither in training nor by the metrics.
+
+        Raises:
+            UserError: A row has a tag that is not among the classes.
+        """
+        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        ids: list[list[int]] = []
+        labels: list[list[int]] = []
+        for place, (tokens, tags) in enumerate(zip(rows["tokens"], rows["tags"], strict=True), 1):
+            of_word = answers.indices(tags, classes, place)
+            encoding = tokenizer(tokens, is_split_into_words=True, truncation=True, max_length=max_length)
+            words = encoding.word_ids()
+            ids.append(encoding["input_ids"])
+            labels.append(
+                [
+                    IGNORED if word is None or word == before else int(of_word[word])
+                    for before, word in zip([None, *words[:-1]], words, strict=True)
+                ]
+            )
+        return Encoded({"input_ids": Ragged.of(ids), "labels": Ragged.of(labels)})
+
+    def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
+        """Returns `input_ids`, `attention_mask` and `labels`, each of shape `(batch, longest)`, int64 on the CPU."""
+        return {
+            "input_ids": texts.padded(encoded, "input_ids", rows, pad_token_id),
+            "attention_mask": texts.attention_mask(encoded, rows),
+            "labels": texts.padded(encoded, "labels", rows, IGNORED),
+        }
+
+    def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+        """Loads the model with a head of one logit a tag; a head of another size is replaced.
+
+        Raises:
+            UserError: The folder holds no such model in safetensors, or its body is not all there.
+        """
+        return loading.load_model(folder, self.auto_model, classes)
+
+    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+        """Returns the mean cross-entropy of the words of each row in nats, shape `(batch,)`, float32."""
+        from torch.nn import functional
+
+        labels = batch["labels"]
+        of_token = functional.cross_entropy(
+            output.logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+        )
+        return of_token.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
+
+    def predict(self, output: Output, batch: Batch) -> Predictions:
+        """Returns the likeliest class of each word, shape `(batch, longest)`; `IGNORED` beside the labels."""
+        labels = batch["labels"]
+        guesses = output.logits.detach().argmax(dim=-1).masked_fill(labels == IGNORED, IGNORED)
+        return Predictions(
+            values=guesses.cpu().numpy(),
+            labels=labels.cpu().numpy(),
+            losses=self.losses(output, batch).detach().cpu().numpy(),
+        )
+
+    def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
+        """Returns the metrics of a split, all finite; all NaN when a loss is not finite.
+
+        f1, precision, recall: Over entities, which count when both their ends and their class are right
+            (Tjong Kim Sang and De Meulder 2003); 0 without any.
+        accuracy: The part of the words with the right tag.
+        loss: The mean over the rows of their mean cross-entropy in nats.
+        """
+        if not answers.is_finite(predictions):
+            return dict.fromkeys(self.metrics, float("nan"))
+        labels = np.asarray(predictions.labels, dtype=np.int64)
+        guesses = np.asarray(predictions.values, dtype=np.int64)
+        known = labels != IGNORED
+        names = np.array(classes)
+        pairs = [
+            (names[of_row[mask]].tolist(), names[said[mask]].tolist())
+            for of_row, said, mask in zip(labels, guesses, known, strict=True)
+        ]
+        return {
+            **entities.score(pairs),
+            "accuracy": float((labels == guesses)[known].mean()) if known.any() else 0.0,
+            "loss": float(np.asarray(predictions.losses, dtype=np.float64).mean()),
+        }
+
+    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
+        """Returns the losses for `loss`; the others weigh rows by their words."""
+        return np.asarray(predictions.losses, dtype=np.float64) if metric == "loss" else None
+
+    def input_example(self) -> list[str]:
+        """Returns one text."""
+        return ["123 Main Street, Springfield"]

@@ -1,0 +1,73 @@
+"""CoNLL and CoNLL-U files: a token a line, its fields in columns, an empty line after each sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from finetune_sweep.errors import UserError
+
+ENDINGS: Final = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+_UNIVERSAL: Final = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+"""The columns of CoNLL-U, as https://universaldependencies.org/format.html names them."""
+
+Line = tuple[int, list[str]]
+"""The number of a line, and its fields."""
+
+
+def read_conll(files: Sequence[Path]) -> dict[str, list[list[str]] | list[str]]:
+    """Reads sentences.
+
+    Lines that begin with `-DOCSTART-` are skipped, and in CoNLL-U comments, ranges of words (`3-4`) and empty
+    nodes (`3.1`). Fields are separated by tabs, or where a line has none by white space.
+
+    Returns:
+        By column, for each sentence, the field of each token. Columns are `1`, `2` and so on, in CoNLL-U also
+        by name; `tokens` stands for the first one (`form`), `tags` for the last one (`upos`). `origin` says
+        where each sentence begins.
+
+    Raises:
+        UserError: A file cannot be read, holds no sentence, or has a line of fewer or more fields than the first.
+    """
+    sentences = [(file, sentence) for file in files for sentence in _sentences(file)]
+    if not sentences:
+        raise UserError(f"{files[0]}: holds no sentence")
+    width = len(sentences[0][1][0][1])
+    for file, sentence in sentences:
+        for number, fields in sentence:
+            if len(fields) != width:
+                raise UserError(
+                    f"{file}: line {number} has {len(fields)} columns, the first has {width}: {' '.join(fields)[:60]}"
+                )
+    places = {str(place + 1): place for place in range(width)}
+    if files[0].suffix.lower() == ".conllu":
+        places |= {name: place for place, name in enumerate(_UNIVERSAL[:width])}
+        places |= {"tokens": 1, "tags": min(3, width - 1)}
+    else:
+        places |= {"tokens": 0, "tags": width - 1}
+    columns: dict[str, list[list[str]] | list[str]] = {
+        name: [[fields[place] for _, fields in sentence] for _, sentence in sentences]
+        for name, place in places.items()
+    }
+    columns["origin"] = [f"line {sentence[0][0]}" for _, sentence in sentences]
+    return columns
+
+
+def _sentences(file: Path) -> Iterator[list[Line]]:
+    universal = file.suffix.lower() == ".conllu"
+    sentence: list[Line] = []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        if not line.strip() or fields[0] == "-DOCSTART-":
+            if sentence:
+                yield sentence
+            sentence = []
+        elif not universal or fields[0].isdecimal():
+            sentence.append((number, fields))
+    if sentence:
+        yield sentence

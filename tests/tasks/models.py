@@ -1,0 +1,146 @@
+"""Tiny models of each task, made from a config, and rows that they can learn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+SYLLABLES = [
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    *(f"{mark}{name}" for name in "abcdef" for mark in ("", "##")),
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task's tiny model and its rows; `bad` has a target that was never seen in training."""
+
+    model: Callable[[Path], Path]
+    train: Dataset
+    bad: Dataset
+
+
+def tiny_bert(folder: Path) -> Path:
+    """A model whose words are of one to three letters, each of them a sub-word."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(SYLLABLES),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(str(folder))
+    unknown = {"unk_token": "[UNK]"}
+    pieces = models.WordPiece({piece: place for place, piece in enumerate(SYLLABLES)}, **unknown)
+    words = Tokenizer(pieces)
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    special = {**unknown, "pad_token": "[PAD]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def tiny_vit(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+    )
+    ViTModel(config).save_pretrained(str(folder))
+    size = {"height": 8, "width": 8}
+    processor = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    processor.save_pretrained(str(folder))
+    return folder
+
+
+def picture(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    """A png of one grey."""
+    content = io.BytesIO()
+    Image.new("L", size, level).save(content, "png")
+    return content.getvalue()
+
+
+def _texts(rows: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    letters = ("abc", "def")
+    return [" ".join(rng.choice(list(letters[row % 2]), size=rng.integers(2, 7))) for row in range(rows)]
+
+
+def _words(rows: int) -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    return [
+        ["".join(rng.choice(list("abcdef"), size=rng.integers(1, 4))) for _ in range(rng.integers(1, 6))]
+        for _ in range(rows)
+    ]
+
+
+_TEXTS = _texts(24)
+_WORDS = _words(24)
+_GREYS = [10 * row for row in range(24)]
+
+CASES: Mapping[str, Case] = {
+    "text-classification": Case(
+        tiny_bert,
+        Dataset.from_dict(
+            {"text": _TEXTS, "label": ["early" if text[0] < "d" else "late" for text in _TEXTS]}
+        ),
+        Dataset.from_dict({"text": ["a b"], "label": ["never"]}),
+    ),
+    "text-tagging": Case(
+        tiny_bert,
+        Dataset.from_dict({"text": _TEXTS, "labels": [sorted(set(text) & set("abc")) for text in _TEXTS]}),
+        Dataset.from_dict({"text": ["a b"], "labels": [["a", "never"]]}),
+    ),
+    "token-classification": Case(
+        tiny_bert,
+        Dataset.from_dict(
+            {"tokens": _WORDS, "tags": [["B-early" if w[0] < "d" else "O" for w in of] for of in _WORDS]}
+        ),
+        Dataset.from_dict({"tokens": [["a"]], "tags": [["B-never"]]}),
+    ),
+    "image-classification": Case(
+        tiny_vit,
+        Dataset.from_dict(
+            {"image": [picture(g) for g in _GREYS], "label": ["dark" if g < 120 else "light" for g in _GREYS]}
+        ),
+        Dataset.from_dict({"image": [picture(0)], "label": ["never"]}),
+    ),
+    "image-tagging": Case(
+        tiny_vit,
+        Dataset.from_dict(
+            {
+                "image": [picture(g) for g in _GREYS],
+                "labels": [(["dark"] if g < 160 else []) + (["light"] if g > 80 else []) for g in _GREYS],
+            }
+        ),
+        Dataset.from_dict({"image": [picture(0)], "labels": [["never"]]}),
+    ),
+}

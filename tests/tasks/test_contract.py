@@ -1,0 +1,234 @@
+"""What holds for every task; a new one needs a case in tests/tasks/models.py and passes all of this."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+
+from finetune_sweep.errors import UserError
+from finetune_sweep.settings import Training
+from finetune_sweep.spec import TaskName
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import IGNORED, Encoded, Predictions, Task
+from finetune_sweep.tasks.loading import load_processor, pad_token_id
+from finetune_sweep.train.architecture import describe
+from finetune_sweep.train.loop import evaluate, fit, start
+from finetune_sweep.train.packing import PaddedModel
+from finetune_sweep.train.state import Job
+from tests.tasks.models import CASES, Case
+
+NAMES = sorted(TASKS)
+
+
+class Made:
+    """A case, encoded, with its model."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.task: Task = TASKS[name]
+        self.case: Case = CASES[name]
+        self.folder = self.case.model(folder / "model")
+        self.classes = self.task.classes(self.case.train)
+        self.processor = load_processor(self.folder)
+        self.pad = pad_token_id(self.processor)
+        self.encoded = self.task.encode(self.case.train, self.processor, self.classes, 16)
+
+    def job(self, *, epochs: int = 2, batch_size: int = 8) -> Job:
+        model, _ = self.task.build_model(self.folder, self.classes)
+        return Job(
+            task=self.task,
+            train=self.encoded,
+            validation=self.encoded,
+            classes=self.classes,
+            settings=Training(learning_rate=2e-2, batch_size=batch_size, epochs=epochs),
+            depth=0,
+            seed=0,
+            device="cpu",
+            precision="fp32",
+            metric="loss",
+            mode="min",
+            pad_token_id=self.pad,
+            arch=describe(model.config.to_dict()),
+            unpadding=self.task.packs,
+        )
+
+
+@pytest.fixture(params=NAMES)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
+    return Made(request.param, tmp_path)
+
+
+def same(left: Predictions, right: Predictions) -> bool:
+    pairs = ((left.values, right.values), (left.labels, right.labels), (left.losses, right.losses))
+    return all(np.array_equal(one, other) for one, other in pairs)
+
+
+def test_every_task_has_a_name_for_sweep_files_and_a_case_here() -> None:
+    assert set(TASKS) == set(get_args(TaskName)) == set(CASES)
+    assert [name for name, task in TASKS.items() if task.name != name] == []
+
+
+def test_one_column_is_the_target_and_it_is_the_last(made: Made) -> None:
+    assert [column.target for column in made.task.columns][::-1].index(True) == 0
+    assert sum(column.target for column in made.task.columns) == 1
+    assert hasattr(transformers, made.task.auto_model)
+
+
+def test_a_batch_has_its_rows_on_the_first_axis_and_fits_the_model(made: Made) -> None:
+    model, new = made.task.build_model(made.folder, made.classes)
+    rows = np.array([3, 0, 5], dtype=np.int64)
+    batch = made.task.collate(made.encoded, rows, made.pad)
+    assert {len(tensor) for tensor in batch.values()} == {3}
+    output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    assert output.logits.shape[0] == 3
+    assert output.logits.shape[-1] == len(made.classes)
+    losses = made.task.losses(output, batch)
+    assert (losses.shape, losses.dtype) == ((3,), torch.float32)
+    assert set(new) <= {name for name, _ in model.named_parameters()}
+    assert tuple((model.config.id2label or {}).values()) == made.classes
+
+
+def test_what_a_batch_holds_of_a_row_does_not_depend_on_the_others(made: Made) -> None:
+    model, _ = made.task.build_model(made.folder, made.classes)
+    encoded, task = made.encoded, made.task
+    both = [
+        evaluate(PaddedModel(model), task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
+        for part in (encoded, _only(encoded, 7))
+    ]
+    assert both[0].losses[7] == pytest.approx(both[1].losses[0], abs=1e-5)
+
+
+def _only(encoded: Encoded, row: int) -> Encoded:
+    from finetune_sweep.tasks.contract import Ragged
+
+    return Encoded(
+        {
+            name: Ragged.of([column[row].tolist()]) if isinstance(column, Ragged) else column[row : row + 1]
+            for name, column in encoded.columns.items()
+        }
+    )
+
+
+def test_the_loss_falls_in_twenty_steps(made: Made) -> None:
+    job = made.job(epochs=7)
+    model, new = made.task.build_model(made.folder, made.classes)
+    evaluations = list(fit(job, start(job, model, new)))
+    assert evaluations[-1].step == 21
+    assert evaluations[-1].train_loss < 0.9 * evaluations[0].train_loss
+    assert set(evaluations[-1].metrics) == set(made.task.metrics)
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(made: Made) -> None:
+    job = made.job()
+    whole = list(fit(job, start(job, *made.task.build_model(made.folder, made.classes))))
+    asked = iter([False, False, False, False, True])
+    state = start(job, *made.task.build_model(made.folder, made.classes))
+    before = list(fit(job, state, is_stopping=lambda: next(asked)))
+    after = list(fit(job, state))
+    assert [e.metrics for e in before + after] == [e.metrics for e in whole]
+    assert [e.train_metrics for e in before + after] == [e.train_metrics for e in whole]
+
+
+def test_perfect_predictions_have_perfect_metrics(made: Made) -> None:
+    perfect = _perfect(made)
+    found = made.task.score(perfect, made.classes)
+    assert {name: value for name, value in found.items() if name != "loss"} == pytest.approx(
+        {name: 1.0 for name in made.task.metrics if name != "loss"}
+    )
+    assert found["loss"] == 0.0
+
+
+def _perfect(made: Made) -> Predictions:
+    """What a model says that is right and sure."""
+    model, _ = made.task.build_model(made.folder, made.classes)
+    said = evaluate(
+        PaddedModel(model), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+    )
+    labels = np.asarray(said.labels)
+    values = labels
+    if said.values.shape != labels.shape:
+        values = 20.0 * np.eye(len(made.classes), dtype=np.float32)[labels]
+    elif np.issubdtype(said.values.dtype, np.floating):
+        values = 40.0 * labels.astype(np.float32) - 20
+    return Predictions(values, labels, np.zeros_like(said.losses))
+
+
+def test_metrics_are_in_range_and_the_mean_of_row_scores(made: Made) -> None:
+    model, _ = made.task.build_model(made.folder, made.classes)
+    said = evaluate(
+        PaddedModel(model), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+    )
+    found = made.task.score(said, made.classes)
+    assert set(found) == set(made.task.metrics)
+    assert all(-1 <= value <= 1 for name, value in found.items() if name != "loss")
+    for name in made.task.metrics:
+        rows = made.task.row_scores(said, name)
+        assert rows is None or rows.mean() == pytest.approx(found[name])
+
+
+def test_what_is_not_finite_scores_nan_in_everything(made: Made) -> None:
+    perfect = _perfect(made)
+    losses = perfect.losses.copy()
+    losses[2] = np.nan
+    assert all(np.isnan(v) for v in made.task.score(replace(perfect, losses=losses), made.classes).values())
+
+
+def test_predictions_and_encoded_rows_are_read_back(made: Made, tmp_path: Path) -> None:
+    model, _ = made.task.build_model(made.folder, made.classes)
+    made.encoded.save(tmp_path)
+    again = Encoded.load(tmp_path)
+    said = [
+        evaluate(PaddedModel(model), made.task, part, device="cpu", precision="fp32", pad_token_id=made.pad)
+        for part in (made.encoded, again)
+    ]
+    said[0].save(tmp_path / "said.npz")
+    assert same(*said)
+    assert same(said[0], Predictions.load(tmp_path / "said.npz"))
+
+
+def test_a_saved_model_says_the_same_and_serves_a_pipeline(made: Made, tmp_path: Path) -> None:
+    model, _ = made.task.build_model(made.folder, made.classes)
+    model.save_pretrained(str(tmp_path / "saved"))
+    made.processor.save_pretrained(str(tmp_path / "saved"))
+    again = getattr(transformers, made.task.auto_model).from_pretrained(str(tmp_path / "saved"))
+    said = [
+        evaluate(
+            PaddedModel(each), made.task, made.encoded, device="cpu", precision="fp32", pad_token_id=made.pad
+        )
+        for each in (model, again)
+    ]
+    assert same(*said)
+    given = made.task.input_example()[0]
+    pipeline: Any = transformers.pipeline
+    answer = pipeline(made.task.pipeline, model=str(tmp_path / "saved"))(given)
+    assert {entry.get("label", entry.get("entity")) for entry in answer} <= set(made.classes)
+    assert json.dumps(answer, default=float)
+
+
+def test_a_target_that_training_never_saw_is_refused_with_its_row(made: Made) -> None:
+    with pytest.raises(UserError, match=r"row 1: label .*never' is none of the classes"):
+        made.task.encode(made.case.bad, made.processor, made.classes, 16)
+
+
+def test_one_class_alone_is_refused(made: Made) -> None:
+    target = made.task.columns[-1]
+    one: object = "a" if target.kind == "class" else ["a"]
+    with pytest.raises(UserError, match="at least two classes, the training rows have only 'a'"):
+        made.task.classes(Dataset.from_dict({target.name: [one, one]}))
+
+
+def test_only_tokens_that_begin_a_word_have_a_label(tmp_path: Path) -> None:
+    made = Made("token-classification", tmp_path)
+    words = made.case.train["tokens"]
+    for row, tokens in enumerate(words):
+        ids, labels = (np.asarray(made.encoded.columns[name][row]) for name in ("input_ids", "labels"))
+        assert len(ids) == len(labels) == 2 + sum(len(token) for token in tokens)
+        assert (labels != IGNORED).sum() == len(tokens)
+        assert labels[0] == labels[-1] == IGNORED
