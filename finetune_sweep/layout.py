@@ -75,6 +75,19 @@ class Layout:
         """The promoted checkpoint, a complete Hugging Face folder."""
         return self.root / "best"
 
+    def within(self, relative: str) -> Path:
+        """A path that the journal names, below the sweep's folder.
+
+        Raises:
+            StorageError: If it leads out of there.
+        """
+        path = self.root / relative
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise StorageError(
+                f"the journal of {self.root} names {relative!r}, which leads out of this folder"
+            )
+        return path
+
     def segments(self) -> list[Path]:
         """The journal's segments, oldest first."""
         return sorted(self.journal.glob("[0-9]*.jsonl"))

@@ -248,7 +248,7 @@ class _Promotion:
             raise StorageError(
                 f"trial {self.winner.key} has no checkpoint any more; `run` trains it again for one"
             )
-        checkpoint = self.layout.root / self.winner.checkpoint
+        checkpoint = self.layout.within(self.winner.checkpoint)
         check_folder(checkpoint)
         return checkpoint
 

@@ -53,7 +53,7 @@ def copied(trial: TrialRecord, layout: Layout) -> CheckpointWritten | None:
     if theirs is None or theirs.checkpoint is None or theirs.best_epoch != trial.best_epoch:
         return None
     target = layout.checkpoint(trial.key, trial.best_epoch)
-    if not _copy(origin.root / theirs.checkpoint, target):
+    if not _copy(origin.within(theirs.checkpoint), target):
         return None
     return CheckpointWritten(trial.key, str(target.relative_to(layout.root)))
 

@@ -341,3 +341,12 @@ def test_a_damaged_lock_file_does_not_keep_the_sweep_closed(layout: Layout) -> N
     write_atomic(layout.lock, b"{")
     with SweepLock(layout) as lock:
         assert lock.owner.token == 1
+
+
+@pytest.mark.parametrize("path", ["../other/trials/a/epoch-0001", "/etc", "trials/../../x"])
+def test_a_path_of_the_journal_that_leads_out_of_the_sweep_is_refused(path: str, tmp_path: Path) -> None:
+    layout = Layout(tmp_path, "bert")
+
+    assert layout.within("trials/a/epoch-0001") == layout.root / "trials" / "a" / "epoch-0001"
+    with pytest.raises(StorageError, match="leads out of this folder"):
+        layout.within(path)

@@ -228,7 +228,7 @@ class Driver:
             checkpoint = trial.checkpoint
             if checkpoint is not None and checkpoint not in kept:
                 self.journal.append(CheckpointRemoved(trial.key))
-                remove_folder(self.layout.root / checkpoint)
+                remove_folder(self.layout.within(checkpoint))
 
     def remove_orphans(self) -> None:
         """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
@@ -247,7 +247,7 @@ class Driver:
         if trial.checkpoint is None or trial.checkpoint.rpartition("-")[2] != f"{trial.best_epoch:04d}":
             return False
         try:
-            check_folder(self.layout.root / trial.checkpoint)
+            check_folder(self.layout.within(trial.checkpoint))
         except StorageError:
             self.journal.append(CheckpointRemoved(trial.key))
             return False
