@@ -80,7 +80,7 @@ BAD = {
     "unknown suffix": Bad(
         {"d.xlsx": GOOD},
         "d.xlsx",
-        "data: d.xlsx: must be one of .csv, .tsv, .json, .jsonl, .ndjson, .parquet, got .xlsx",
+        "data: d.xlsx: must be one of .csv, .tsv, .json, .jsonl, .ndjson, .parquet, .conll, .conllu, .iob, .iob2, .bio, got .xlsx",
     ),
     "duplicate header": Bad(
         {"d.csv": GOOD.replace("review,", "verdict,")},
@@ -90,7 +90,7 @@ BAD = {
     "class only in validation": Bad(
         {"d/train.csv": GOOD, "d/dev.csv": "review,verdict\nnew,a\nother,c\n"},
         "d",
-        "d/dev.csv: class 'c' is in validation (1 rows) and not in train, which has a, b",
+        "d/dev.csv: row 2: class 'c' is in validation (1 rows) and not in train, which has a, b",
     ),
     "too few rows": Bad(
         {"d.csv": "".join(GOOD.splitlines(keepends=True)[:9])},

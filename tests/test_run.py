@@ -251,6 +251,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: Wr
     check_folder(layout(sweep).best)
 
 
+@pytest.mark.slow
 def test_a_killed_search_that_learns_loses_no_suggestion_and_doubles_none(write_sweep: WriteSweep) -> None:
     space = """{learning_rate: {low: 1e-4, high: 1e-1, log: true}, freeze_depth: [0, 1, all],
       batch_size: {values: [4, 8], when: {freeze_depth: [0, 1]}}, epochs: [1]}"""
