@@ -25,32 +25,39 @@ class DiskNeed:
     """Bytes that a sweep writes into its storage.
 
     Attributes:
-        least: What it surely writes: the checkpoints that are kept, and the promoted model.
+        least: What it surely writes: the smallest checkpoint, and the smallest model as the promoted one.
+        kept: What it holds at most at its end: the checkpoints that are kept, and the promoted model, twice while one
+            takes the place of another.
         per_worker: What each worker adds at most while it trains.
     """
 
     least: int
+    kept: int
     per_worker: int
 
     def __str__(self) -> str:
-        return f"{size(self.least)}, and up to {size(self.per_worker)} for each trial while it trains"
+        return f"up to {size(self.kept)}, and {size(self.per_worker)} for each trial while it trains"
 
 
 def estimate(plan: Plan) -> DiskNeed:
     """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
     sweep = plan.sweep
-    kept, resumed, whole = [], [], 0
-    for trial in plan.trials:
-        folder = weights.locate(trial.model, Path(), Path(sweep.cache or ""))
+    known = {(trial.model, trial.depth, trial.training.optimizer) for trial in plan.trials}
+    # A search that learns from results has no trials yet: then all of a model may be trained.
+    runs = known or {(model, 0, sweep.training.optimizer) for model in plan.models}
+    kept, resumed, whole = [], [], []
+    for model, depth, optimizer in runs:
+        folder = weights.locate(model, Path(), Path(sweep.cache or ""))
         arch = architecture.describe(weights.read_config(folder))
-        changed, total = architecture.trained_parameters(weights.parameter_shapes(folder), arch, trial.depth)
+        changed, total = architecture.trained_parameters(weights.parameter_shapes(folder), arch, depth)
         kept.append(changed * _FLOAT_BYTES)
-        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[trial.training.optimizer])
-        whole = max(whole, total * _FLOAT_BYTES)
-    largest = sorted(kept, reverse=True)[: sweep.keep_checkpoints]
-    if finalists := sweep.selection.finalists:
-        largest += [max(kept, default=0)] * (finalists + 1) * sweep.selection.seeds
-    return DiskNeed(sum(largest) + _COPIES_OF_THE_WINNER * whole, _RESUME_FOLDERS * max(resumed, default=0))
+        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[optimizer])
+        whole.append(total * _FLOAT_BYTES)
+    return DiskNeed(
+        least=min(kept) + min(whole),
+        kept=sweep.keep_checkpoints * max(kept) + _COPIES_OF_THE_WINNER * max(whole),
+        per_worker=_RESUME_FOLDERS * max(resumed),
+    )
 
 
 def check_before(plan: Plan, folder: Path, workers: int) -> str:
@@ -70,7 +77,7 @@ def check_before(plan: Plan, folder: Path, workers: int) -> str:
             f"{folder} has {size(free)} free; the sweep writes at least {size(need.least)} and leaves min_free_bytes"
             f" ({size(floor)}): make room, lower keep_checkpoints, or give another --storage"
         )
-    most = need.least + workers * need.per_worker
+    most = need.kept + workers * need.per_worker
     if free + held < floor + most:
         needed = f"up to {size(most)} needed, and min_free_bytes {size(floor)}"
         return f"the disk may become full: {size(free)} free, {needed}"

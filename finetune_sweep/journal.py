@@ -15,7 +15,7 @@ from pathlib import Path
 from finetune_sweep import __version__
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Entry, Event, SessionStarted, decode, encode
-from finetune_sweep.layout import DurableFile, Layout, Owner, cut_off
+from finetune_sweep.layout import DurableFile, Layout, Owner, cut_off, read_owner
 from finetune_sweep.record import replay
 
 
@@ -26,7 +26,8 @@ def read(layout: Layout) -> list[Entry]:
     lengths of the segments before its own.
 
     Raises:
-        StorageError: If a line is damaged; names the file, the line and what to do.
+        StorageError: If a line is damaged, or a segment is gone or shorter than a later session found it; names the
+            file, the line and what to do.
     """
     lengths: dict[str, int] = {}
     sessions: list[list[Entry]] = []
@@ -35,21 +36,34 @@ def read(layout: Layout) -> list[Entry]:
         if entries and isinstance(entries[0].event, SessionStarted):
             lengths = {**lengths, **entries[0].event.older_segments}
         sessions.append(entries)
+    if missing := sorted(lengths.keys() - {segment.name for segment in layout.segments()}):
+        raise StorageError(
+            f"{layout.journal / missing[0]} is gone: the journal is not whole. Restore it from a copy."
+        )
     return [entry for entries in reversed(sessions) for entry in entries]
 
 
 def _read_segment(segment: Path, length: int | None) -> list[Entry]:
-    lines = segment.read_bytes()[:length].splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
+    content = segment.read_bytes()[:length]
+    if length is not None and len(content) < length:
+        raise StorageError(
+            f"{segment} has {len(content)} bytes, a later session found {length}: the journal is not whole. Restore"
+            " this file from a copy."
+        )
+    lines = content.splitlines(keepends=True)
+    if length is None and lines and not lines[-1].endswith(b"\n"):
         lines.pop()  # torn by a kill, or still being written
     entries = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             entries.append(decode(line))
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{segment}:{number}: the journal is damaged ({error}). Restore this file from a copy, or delete"
-                " the line to lose only what it recorded; a trial without its end is trained again."
+                f"{segment}:{number}: the journal is damaged ({error}). Restore this file from a copy, or"
+                " overwrite the line with as many spaces to lose only what it recorded; a trial without its end is"
+                " trained again."
             ) from None
     return entries
 
@@ -80,10 +94,11 @@ class Journal:
             StorageError: If the journal is damaged.
         """
         self.layout = layout
-        self.repaired = tuple(line for segment in layout.segments() for line in _repair(segment))
+        self.repaired = tuple(line for segment in layout.segments()[-1:] for line in _repair(segment))
+        older = {segment.name: segment.stat().st_size for segment in layout.segments()}
         self.entries = read(layout)
         self.record = replay(self.entries)
-        older = {segment.name: segment.stat().st_size for segment in layout.segments()}
+        self._token = owner.token
         self._file = DurableFile(layout.next_segment())
         self.append(SessionStarted(owner.token, owner.host, owner.pid, __version__, older))
 
@@ -91,10 +106,15 @@ class Journal:
         """Writes events durably, then makes them visible in `entries` and `record`.
 
         Raises:
-            StorageError: If they could not be written.
+            StorageError: If they could not be written, or another driver has taken the sweep over.
         """
         if not events:
             return
+        owner = read_owner(self.layout)
+        if owner is not None and owner.token > self._token:
+            raise StorageError(
+                f"{self.layout.root} was taken over by process {owner.pid} on {owner.host}; this one writes no more"
+            )
         entries = [Entry(time.time(), event) for event in events]
         self._file.append(b"".join(encode(entry) for entry in entries))
         for entry in entries:

@@ -76,15 +76,15 @@ class Layout:
         return self.root / "best"
 
     def within(self, relative: str) -> Path:
-        """A path that the journal names, below the sweep's folder.
+        """The folder of a trial's checkpoint that the journal names.
 
         Raises:
-            StorageError: If it leads out of there.
+            StorageError: If it leads elsewhere.
         """
-        path = self.root / relative
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        path, trials = self.root / relative, (self.root / "trials").resolve()
+        if trials not in path.resolve().parents:
             raise StorageError(
-                f"the journal of {self.root} names {relative!r}, which leads out of this folder"
+                f"the journal of {self.root} names {relative!r}, which leads out of its trials"
             )
         return path
 
@@ -309,7 +309,7 @@ class DurableFile:
                 while content:
                     content = content[os.write(self._descriptor, content) :]
                 os.fsync(self._descriptor)
-            except OSError:
+            except BaseException:  # also a signal's
                 os.ftruncate(self._descriptor, length)
                 raise
 

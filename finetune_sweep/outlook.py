@@ -100,7 +100,11 @@ class Outlook:
                 "smallest_gain": self.smallest_gain,
             },
             "trained": [{**vars(row)} for row in self.trained],
-            "disk_bytes": {"least": self.disk.least, "per_worker": self.disk.per_worker},
+            "disk_bytes": {
+                "least": self.disk.least,
+                "kept": self.disk.kept,
+                "per_worker": self.disk.per_worker,
+            },
             "keys": [trial.key for trial in self.plan.trials],
         }
 

@@ -36,6 +36,7 @@ INTERRUPTED: Final = 130
 """The exit code of a session that a signal ended."""
 _MIRROR_TIMEOUT_S: Final = 60.0
 _MIRROR_TIMEOUT_INTERRUPTED_S: Final = 5.0
+_MIRROR_SLICE_S: Final = 2.5
 
 
 @dataclass
@@ -223,9 +224,7 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
         raise
     finally:
         session.journal.append(SessionEnded(code))
-        undelivered = session.mirror.close(
-            _MIRROR_TIMEOUT_INTERRUPTED_S if code == INTERRUPTED else _MIRROR_TIMEOUT_S
-        )
+        undelivered = _deliver(session)
         session.journal.append(*session.mirror.collect())
         session.display.close()
     if code == INTERRUPTED:
@@ -238,9 +237,25 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
     return code
 
 
+def _deliver(session: Session) -> tuple[str, ...]:
+    """Waits until MLflow has everything, not for ever, and not for long once a signal asked to stop.
+
+    Returns:
+        The names of the runs that are not complete there.
+    """
+    waited = 0.0
+    while session.mirror.flush(_MIRROR_SLICE_S):
+        waited += _MIRROR_SLICE_S
+        limit = _MIRROR_TIMEOUT_INTERRUPTED_S if session.signals.is_stopping() else _MIRROR_TIMEOUT_S
+        if waited >= limit:
+            break
+    return session.mirror.close(0.0)
+
+
 def _open(session: Session) -> None:
     recover_folder(session.layout.best)
-    remove_leftovers(session.layout.root)
+    for folder in (session.layout.root, *session.layout.root.glob("predictions/*")):
+        remove_leftovers(folder)
     session.journal.append(*session.plan.events())
     resolved.write(session.plan, session.layout)
     session.mirror.start()

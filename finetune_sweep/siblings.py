@@ -46,6 +46,10 @@ def copied(trial: TrialRecord, layout: Layout) -> CheckpointWritten | None:
     """
     if trial.end is None or not trial.end.reused_from or trial.best_epoch is None:
         return None
+    if Path(trial.end.reused_from).name != trial.end.reused_from:
+        raise StorageError(
+            f"the journal of {layout.root} names the sweep {trial.end.reused_from!r}, which is not the name of one"
+        )
     origin = Layout(layout.storage, trial.end.reused_from)
     said = origin.predictions(trial.key, trial.best_epoch)
     _copy(said, layout.predictions(trial.key, trial.best_epoch))

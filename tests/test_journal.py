@@ -36,7 +36,7 @@ from finetune_sweep.events import (
     encode,
 )
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, Owner
+from finetune_sweep.layout import Layout, Owner, SweepLock
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.yamlio import Value
 
@@ -233,6 +233,40 @@ def test_a_last_line_that_is_whole_and_damaged_is_refused_not_taken_for_torn(lay
     assert segment.read_bytes() != content
     with pytest.raises(StorageError, match=r"000001\.jsonl:4: the journal is damaged"):
         open_journal(layout, 2)
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "gone", "end of its last line"])
+def test_an_older_segment_that_is_not_whole_is_refused(harm: str, layout: Layout) -> None:
+    open_journal(layout).append(*planned("a", "b"), finished("a", 0.5))
+    open_journal(layout, 2).append(finished("b", 0.6))
+    (older, _) = layout.segments()
+    match harm:
+        case "cut":
+            older.write_bytes(older.read_bytes()[:-20])
+        case "emptied":
+            older.write_bytes(b"")
+        case "gone":
+            older.unlink()
+        case _:
+            older.write_bytes(older.read_bytes()[:-1] + b"x")
+    with pytest.raises(StorageError, match=r"000001\.jsonl.*(not whole|damaged)"):
+        open_journal(layout, 3)
+
+
+def test_a_line_that_was_overwritten_with_spaces_is_passed_over(layout: Layout) -> None:
+    open_journal(layout).append(*planned("a"), finished("a", 0.5))
+    (segment,) = layout.segments()
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[-1] = b" " * (len(lines[-1]) - 1) + b"\n"
+    segment.write_bytes(b"".join(lines))
+    assert open_journal(layout, 2).record.trials["a"].state == "planned"
+
+
+def test_a_driver_that_lost_the_sweep_writes_no_more(layout: Layout) -> None:
+    with SweepLock(layout) as lock:
+        journal = Journal(layout, lock.owner)
+    with SweepLock(layout), pytest.raises(StorageError, match="was taken over by process"):
+        journal.append(*planned("a"))
 
 
 def test_an_event_of_an_unknown_kind_is_damage(layout: Layout) -> None:

@@ -343,10 +343,12 @@ def test_a_damaged_lock_file_does_not_keep_the_sweep_closed(layout: Layout) -> N
         assert lock.owner.token == 1
 
 
-@pytest.mark.parametrize("path", ["../other/trials/a/epoch-0001", "/etc", "trials/../../x"])
+@pytest.mark.parametrize(
+    "path", ["../bert2/trials/a", "/etc", "trials/../../x", ".", "", "journal", "trials"]
+)
 def test_a_path_of_the_journal_that_leads_out_of_the_sweep_is_refused(path: str, tmp_path: Path) -> None:
     layout = Layout(tmp_path, "bert")
 
     assert layout.within("trials/a/epoch-0001") == layout.root / "trials" / "a" / "epoch-0001"
-    with pytest.raises(StorageError, match="leads out of this folder"):
+    with pytest.raises(StorageError, match="leads out of its trials"):
         layout.within(path)

@@ -230,7 +230,7 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: Wr
     def in_training(events: list[Event]) -> bool:
         return ended(events) > 0 and isinstance(events[-1], Evaluated) and 1 < events[-1].epoch < 20
 
-    code, out = stop(sweep, in_training, signal.SIGINT)
+    code, out = stop(sweep, in_training, signal.SIGHUP)
     assert code == 130
     assert "the same command goes on from here" in out
     assert status(sweep)["state"] == "interrupted"

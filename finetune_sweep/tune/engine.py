@@ -8,6 +8,8 @@ import math
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -138,7 +140,7 @@ class Engine:
             "logging_level": logging.ERROR,
             "runtime_env": environment,
         }
-        with _sigterm_kept():
+        with _sigterm_kept(), _groups_of_their_own():
             if self._address is None:
                 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
@@ -160,6 +162,26 @@ class Engine:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         slots = count_slots(nodes, self._resources)
         return min(slots, self._max_concurrent or slots)
+
+
+@contextlib.contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Starts processes so that a signal to the driver's process group, as a closing terminal sends it, misses them.
+
+    The driver then asks them to store where they are. They end with it all the same: the kernel sees to that on
+    Linux; elsewhere Ray does it by the process group, which is left to it.
+    """
+    start = subprocess.Popen.__init__
+
+    def apart(process: subprocess.Popen[bytes], *args: Any, **settings: Any) -> None:  # noqa: ANN401 - Popen's own
+        start(process, *args, **{"process_group": 0, **settings})
+
+    if sys.platform == "linux":
+        subprocess.Popen.__init__ = apart  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -90,7 +90,9 @@ class Checkpoints:
         started = time.monotonic()
         target = self._folder / f"resume-{snapshot.epoch:04d}-{snapshot.step:08d}"
         with folder_aside(target) as aside:
-            save_file(dict(snapshot.tensors), aside / _TENSORS)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, aside / _TENSORS
+            )
             if best is not None:
                 save_file({name: tensor.contiguous() for name, tensor in best.tensors.items()}, aside / _BEST)
             (aside / _STATE).write_text(json.dumps(_state(snapshot, best)), encoding="utf-8")

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from tests.chaos.chains import Row
 
+POINTS = "killed at a durable operation"
+
 
 @dataclass
 class Line:
@@ -65,6 +67,8 @@ def failed(table: Sequence[Line]) -> list[str]:
             )
         elif line.violations:
             reasons.append(f"{line.fault}: {len(line.violations)} violations")
+        elif line.fault.startswith(POINTS) and line.fired < line.runs:
+            reasons.append(f"{line.fault}: {line.runs - line.fired} were never met")
         elif line.runs and not line.fired:
             reasons.append(f"{line.fault}: it never came in mid-work")
     return reasons
