@@ -24,7 +24,7 @@ from finetune_sweep.train.state import Evaluation, Snapshot
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAYS: Final = 30.0
+PAYS: Final = 45.0
 """Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
 _FIRST_WRITE_S: Final = 0.3
 _STATE: Final = "state.json"
