@@ -75,7 +75,7 @@ def check_before(plan: Plan, folder: Path, workers: int) -> str:
     if free + held < floor + need.least:
         raise StorageError(
             f"{folder} has {size(free)} free; the sweep writes at least {size(need.least)} and leaves min_free_bytes"
-            f" ({size(floor)}): make room, lower keep_checkpoints, or give another --storage"
+            f" ({size(floor)}): make room, or give another --storage"
         )
     most = need.kept + workers * need.per_worker
     if free + held < floor + most:
