@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from finetune_sweep import journal, layout, run
+from finetune_sweep import durable, journal, run
 from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan
@@ -92,7 +92,7 @@ class TimedTrainable(UnitTrainable):
 def _timed_folder(watch: Stopwatch, what: str) -> Any:  # noqa: ANN401 - a context manager as `folder_aside` is one
     @contextlib.contextmanager
     def folder_aside(target: Path) -> Iterator[Path]:
-        with watch.timed(what), layout.folder_aside(target) as folder:
+        with watch.timed(what), durable.folder_aside(target) as folder:
             yield folder
 
     return folder_aside

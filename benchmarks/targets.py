@@ -206,7 +206,7 @@ FULL_TARGETS: Final = (
         "two slots against one",
         (("w12", "ours-one-slot"), ("w12", "ours")),
         two_slots,
-        1.7,
+        1.8,
         at_least=True,
         floor="2",
     ),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Final
 from finetune_sweep import finalists
 from finetune_sweep.events import Decided
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, SweepLock
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import SweepLock
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.sweepfile import load_sweep
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_sweep.durable import explained
 from finetune_sweep.errors import StorageError, VerificationError
 from finetune_sweep.events import Metrics
-from finetune_sweep.layout import CHANGED_TENSORS, explained
+from finetune_sweep.layout import CHANGED_TENSORS
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import ROBUST, Predictions, quiet_loading

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from finetune_sweep import card_finalists, examples, yamlio
+from finetune_sweep.durable import write_atomic
 from finetune_sweep.events import Metrics
-from finetune_sweep.layout import write_atomic
 from finetune_sweep.markdown import cell, table
 from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan

@@ -19,7 +19,8 @@ import typer
 from finetune_sweep import __version__, display, report, yamlio
 from finetune_sweep.errors import SweepError, UserError
 from finetune_sweep.journal import read
-from finetune_sweep.layout import Layout, is_locked, parse_storage
+from finetune_sweep.layout import Layout, parse_storage
+from finetune_sweep.lock import is_locked
 from finetune_sweep.plan import check, make_plan
 from finetune_sweep.record import replay
 from finetune_sweep.render import render_plan, render_table

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from finetune_sweep.durable import check_folder
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Decided, FinalistsPlanned, TrialPlanned
-from finetune_sweep.layout import VALIDATION_PREDICTIONS, Layout, check_folder
+from finetune_sweep.layout import VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan, models
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.selection import Runs, runs_of_rows, runs_of_score

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_sweep import __version__
+from finetune_sweep.durable import DurableFile, cut_off
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Entry, Event, SessionStarted, decode, encode
-from finetune_sweep.layout import DurableFile, Layout, Owner, cut_off, read_owner
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import Owner, read_owner
 from finetune_sweep.record import replay
 
 

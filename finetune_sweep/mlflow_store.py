@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from finetune_sweep.layout import sha256
+from finetune_sweep.durable import sha256
 from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG, DataSet, Point, Snapshot
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from finetune_sweep import yamlio
+from finetune_sweep.durable import check_folder, folder_aside, sha256
 from finetune_sweep.errors import StorageError, UserError
-from finetune_sweep.layout import Layout, check_folder, folder_aside, parse_storage, sha256
+from finetune_sweep.layout import Layout, parse_storage
 from finetune_sweep.space import Choice, Dimension, FloatRange, IntRange, Space
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import default_cache

@@ -17,17 +17,11 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 from finetune_sweep import card, finalists, resolved, sealed
 from finetune_sweep.assembly import Found, assemble, evaluate_folder, with_robust_metric
 from finetune_sweep.card import Evidence, FinalTest
+from finetune_sweep.durable import check_folder, folder_aside, recover_folder, remove_leftovers
 from finetune_sweep.errors import StorageError, UserError, nearest
 from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import (
-    VALIDATION_PREDICTIONS,
-    Layout,
-    check_folder,
-    folder_aside,
-    recover_folder,
-    remove_leftovers,
-)
+from finetune_sweep.layout import VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.resolved import Champion

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from finetune_sweep import yamlio
+from finetune_sweep.durable import write_atomic
 from finetune_sweep.errors import UserError
 from finetune_sweep.events import Metrics, WorkerInfo
-from finetune_sweep.layout import Layout, write_atomic
+from finetune_sweep.layout import Layout
 from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan, models
 from finetune_sweep.space import Choice, Domain

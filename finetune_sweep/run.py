@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from finetune_sweep import disk, display, finalists, promote, registry, report, resolved, siblings
 from finetune_sweep.assembly import evaluate_folder
+from finetune_sweep.durable import recover_folder, remove_leftovers
 from finetune_sweep.errors import Interrupted, SweepError, TrackingError, UserError
 from finetune_sweep.events import SessionEnded, TrialEnded
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, SweepLock, parse_storage, recover_folder, remove_leftovers
+from finetune_sweep.layout import Layout, parse_storage
+from finetune_sweep.lock import SweepLock
 from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay

@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from finetune_sweep.durable import MANIFEST, check_folder, explained, folder_aside
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import CheckpointWritten, Event
 from finetune_sweep.journal import read
-from finetune_sweep.layout import MANIFEST, Layout, check_folder, explained, folder_aside
+from finetune_sweep.layout import Layout
 from finetune_sweep.record import SweepRecord, TrialRecord, replay
 
 

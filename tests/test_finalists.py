@@ -15,7 +15,8 @@ from finetune_sweep import card, finalists, promote, resolved
 from finetune_sweep.events import Decided, Entry, Evaluated, Event, Failure, TestIntended, TrialEnded
 from finetune_sweep.finalists import fresh_seeds, plan_finalists
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import VALIDATION_PREDICTIONS, SweepLock
+from finetune_sweep.layout import VALIDATION_PREDICTIONS
+from finetune_sweep.lock import SweepLock
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.sweepfile import load_sweep

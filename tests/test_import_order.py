@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "finetune_sweep",
     "finetune_sweep.errors",
+    "finetune_sweep.exchange",
+    "finetune_sweep.durable",
     "finetune_sweep.layout",
+    "finetune_sweep.lock",
     "finetune_sweep.yamlio",
     "finetune_sweep.space",
     "finetune_sweep.space_cells",

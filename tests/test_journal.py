@@ -36,7 +36,8 @@ from finetune_sweep.events import (
     encode,
 )
 from finetune_sweep.journal import Journal, read
-from finetune_sweep.layout import Layout, Owner, SweepLock
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import Owner, SweepLock
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.yamlio import Value
 

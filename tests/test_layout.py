@@ -12,23 +12,22 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from finetune_sweep.errors import StorageError, SweepLocked, UserError
-from finetune_sweep.layout import (
+from finetune_sweep import durable
+from finetune_sweep.durable import (
     MANIFEST,
     DurableFile,
-    Layout,
-    SweepLock,
     check_folder,
     folder_aside,
-    is_locked,
-    parse_storage,
-    read_owner,
     recover_folder,
     remove_folder,
     remove_leftovers,
     sha256,
     write_atomic,
 )
+from finetune_sweep.errors import StorageError, SweepLocked, UserError
+from finetune_sweep.exchange import exchange
+from finetune_sweep.layout import Layout, parse_storage
+from finetune_sweep.lock import SweepLock, is_locked, read_owner
 
 
 @pytest.fixture
@@ -81,7 +80,7 @@ def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from finetune_sweep.errors import StorageError
-        from finetune_sweep.layout import write_atomic
+        from finetune_sweep.durable import write_atomic
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -139,7 +138,7 @@ def test_an_append_that_fails_leaves_no_part_of_itself(tmp_path: Path) -> None:
         import resource, signal, sys
         from pathlib import Path
         from finetune_sweep.errors import StorageError
-        from finetune_sweep.layout import DurableFile
+        from finetune_sweep.durable import DurableFile
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
@@ -196,6 +195,25 @@ def test_a_folder_whose_making_fails_leaves_the_older_one(tmp_path: Path) -> Non
         (aside / "half").mkdir()
     assert (target / "nested" / "weights").read_bytes() == b"old"
     check_folder(target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_folders_change_places_in_one_step(tmp_path: Path) -> None:
+    one, other = filled(tmp_path / "one", b"1"), filled(tmp_path / "other", b"2")
+    assert exchange(one, other) == (sys.platform == "linux")
+    if sys.platform == "linux":
+        assert (one / "nested" / "weights").read_bytes() == b"2"
+        assert (other / "nested" / "weights").read_bytes() == b"1"
+        with pytest.raises(OSError, match="No such file"):
+            exchange(one, tmp_path / "none")
+
+
+def test_where_folders_cannot_change_places_two_renames_replace_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durable, "exchange", lambda *_: False)
+    target = filled(filled(tmp_path / "best", b"old"), b"new")
+    assert (target / "nested" / "weights").read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -259,7 +277,8 @@ def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
 HOLD = """
     import sys
     from pathlib import Path
-    from finetune_sweep.layout import Layout, SweepLock
+    from finetune_sweep.layout import Layout
+    from finetune_sweep.lock import SweepLock
 
     with SweepLock(Layout(Path(sys.argv[1]), "bert")) as lock:
         print(lock.owner.pid, flush=True)
@@ -269,7 +288,8 @@ TAKE = """
     import sys
     from pathlib import Path
     from finetune_sweep.errors import SweepLocked
-    from finetune_sweep.layout import Layout, SweepLock
+    from finetune_sweep.layout import Layout
+    from finetune_sweep.lock import SweepLock
 
     try:
         with SweepLock(Layout(Path(sys.argv[1]), "bert")) as lock:
@@ -318,7 +338,8 @@ def test_looking_at_the_lock_does_not_keep_a_driver_from_it(layout: Layout) -> N
     code = """
         import sys
         from pathlib import Path
-        from finetune_sweep.layout import Layout, is_locked
+        from finetune_sweep.layout import Layout
+        from finetune_sweep.lock import is_locked
 
         layout = Layout(Path(sys.argv[1]), "bert")
         print("looking", flush=True)

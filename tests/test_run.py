@@ -17,9 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune_sweep.durable import check_folder
 from finetune_sweep.events import Evaluated, Event, Suggested, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
-from finetune_sweep.layout import check_folder
 from tests.commands import TIMEOUT_S, command, layout, status, trials, wait_for
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def results_of(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_sweep(write_sweep: WriteSweep) -> None:
-    from finetune_sweep.layout import SweepLock
+    from finetune_sweep.lock import SweepLock
 
     sweep = write_sweep()
     with SweepLock(layout(sweep)):

@@ -30,7 +30,8 @@ from finetune_sweep.events import (
     WorkerInfo,
 )
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, Owner
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import Owner
 from finetune_sweep.mlflow_store import PARENT_TAG, make_client
 from finetune_sweep.mlflow_uri import tracking_uri
 from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from finetune_sweep.durable import check_folder, explained, folder_aside, sha256
 from finetune_sweep.errors import StorageError
-from finetune_sweep.layout import check_folder, explained, folder_aside, sha256
 from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded
 from finetune_sweep.tasks.loading import IMAGE_PROCESSOR, load_processor
 from finetune_sweep.train.architecture import check_length

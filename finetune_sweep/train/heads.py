@@ -116,11 +116,15 @@ def start(jobs: Sequence[Job], model: PreTrainedModel, new_parameters: Sequence[
     return Heads(model, stacked, members)
 
 
-def fit(heads: Heads) -> Iterator[Sequence[tuple[int, Evaluation | TrialError]]]:
+def fit(heads: Heads, on_step: Callable[[], None]) -> Iterator[Sequence[tuple[int, Evaluation | TrialError]]]:
     """Trains all members, and yields after each epoch what came of those that trained in it.
 
     An evaluation belongs to its member, named by its index; its tensors are then those of `members[index].changed`. A
     member that diverges is told once, and the others go on.
+
+    Args:
+        heads: What is trained.
+        on_step: Called before each step.
 
     Raises:
         TrialError: If memory runs out.
@@ -130,7 +134,7 @@ def fit(heads: Heads) -> Iterator[Sequence[tuple[int, Evaluation | TrialError]]]
         if not active:
             return
         started = time.perf_counter()
-        seen = _train_epoch(heads, active, epoch)
+        seen = _train_epoch(heads, active, epoch, on_step)
         seconds = (time.perf_counter() - started) / len(active)
         told: list[tuple[int, Evaluation | TrialError]] = []
         for index in active:
@@ -158,7 +162,9 @@ class _Seen:
     losses: list[Tensor] = field(default_factory=list)
 
 
-def _train_epoch(heads: Heads, active: Sequence[int], epoch: int) -> dict[int, _Seen]:
+def _train_epoch(
+    heads: Heads, active: Sequence[int], epoch: int, on_step: Callable[[], None]
+) -> dict[int, _Seen]:
     job = heads.members[active[0]].job
     rows, size = len(job.train), job.settings.batch_size
     features = states_of(job.train, np.arange(rows))
@@ -174,6 +180,7 @@ def _train_epoch(heads: Heads, active: Sequence[int], epoch: int) -> dict[int, _
     head = _Head(heads.model, job.arch)
     steps = loop.steps_per_epoch(job)
     for step in range((epoch - 1) * steps, epoch * steps):
+        on_step()
         running = [index for index in active if heads.members[index].failure is None]
         first = step % steps * size
         batch = torch.from_numpy(np.stack([seen[index].order[first : first + size] for index in running]))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from finetune_sweep.layout import MANIFEST, folder_aside, remove_folder
+from finetune_sweep.durable import MANIFEST, folder_aside, remove_folder
 from finetune_sweep.tasks.contract import Encoded, Ragged, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.data import hash_of, is_sound, sole_owner

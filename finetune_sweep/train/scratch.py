@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from finetune_sweep.durable import explained, folder_aside
 from finetune_sweep.errors import UserError
-from finetune_sweep.layout import explained, folder_aside
 
 PREFIX: Final = "scratch:"
 _WEIGHTS: Final = "model.safetensors"

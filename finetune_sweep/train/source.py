@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from finetune_sweep import examples
+from finetune_sweep.durable import sha256
 from finetune_sweep.errors import UserError, nearest
-from finetune_sweep.layout import sha256
 from finetune_sweep.train import coco, conll
 from finetune_sweep.train.tables import READERS, first_line, quiet, read_table
 

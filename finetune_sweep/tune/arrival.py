@@ -17,8 +17,9 @@ from typing import Final
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from finetune_sweep.durable import explained
 from finetune_sweep.errors import SweepError, UserError
-from finetune_sweep.layout import Layout, explained, parse_storage
+from finetune_sweep.layout import Layout, parse_storage
 from finetune_sweep.mlflow_uri import tracking_uri
 from finetune_sweep.package import SWEEP_FILE, unpack
 from finetune_sweep.spec import Sweep

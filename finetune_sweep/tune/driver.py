@@ -17,17 +17,18 @@ from typing import Any, Final
 from ray import tune
 
 from finetune_sweep import disk, siblings
+from finetune_sweep.durable import check_folder, remove_folder, write_atomic
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, check_folder, remove_folder, write_atomic
+from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.spec import Tpe
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
-from finetune_sweep.tune.watch import Growth
+from finetune_sweep.tune.watch import Growth, stacks_of_hang
 from finetune_sweep.tune.worker import HELD, STORAGE_ERROR, Assignment, UnitTrainable
 
 _STOP_S: Final = 18.0
@@ -97,10 +98,7 @@ class Driver:
     def _loss(self, unit: WorkUnit) -> Failure:
         """Why a unit has no result after the last round: its worker hung and said where, or died without a word."""
         times = "" if not self.plan.sweep.retries else f", {self.plan.sweep.retries + 1} times"
-        try:
-            stacks = self.layout.hang(unit.name).read_text(errors="replace")
-        except OSError:
-            stacks = ""
+        stacks = stacks_of_hang(self.layout.hangs(), {trial.key for trial in unit.trials})
         if not stacks:
             return Failure("lost_worker", f"the worker was lost{times}")
         message = f"no step within trial_timeout_s ({self.plan.sweep.trial_timeout_s:g} s){times}"

@@ -32,7 +32,7 @@ def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Ite
         """The best come first: what they leave behind is not worth writing."""
         return -sign * told[1].metrics[metric] if isinstance(told[1], Evaluation) else 0.0
 
-    for told in heads.fit(state):
+    for told in heads.fit(state, loaded.watchdog.beat):
         events: list[Event] = []
         for index, result in sorted(told, key=promise):
             member = members[index]
@@ -46,7 +46,6 @@ def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Ite
         yield tuple(events)
         if members[0].stop_sign.is_up():
             return  # so quickly trained that nothing is stored on the way
-        loaded.watchdog.beat()
 
 
 def _bar(members: Sequence[Member], plan: Plan, before: float | None) -> float | None:

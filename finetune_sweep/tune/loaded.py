@@ -8,8 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_sweep.durable import sha256
 from finetune_sweep.errors import TrialError, UserError
-from finetune_sweep.layout import sha256
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from safetensors.torch import load_file, save_file
 
+from finetune_sweep.durable import check_folder, folder_aside, remove_folder
 from finetune_sweep.errors import StorageError
-from finetune_sweep.layout import Layout, check_folder, folder_aside, remove_folder
+from finetune_sweep.layout import Layout
 from finetune_sweep.train.state import Evaluation, Snapshot
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import contextlib
 import faulthandler
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from finetune_sweep.layout import explained
+from finetune_sweep.durable import explained
 from finetune_sweep.tasks.contract import Batch, Output
 from finetune_sweep.train.packing import Forward
 
@@ -42,11 +42,12 @@ class Watchdog:
         self._file: int | None = None
 
     @contextlib.contextmanager
-    def over(self, note: Path) -> Iterator[None]:
+    def over(self, note: Path, keys: Iterable[str]) -> Iterator[None]:
         """Watches a block; every forward pass of what `listening` returned is a sign of life.
 
         Args:
             note: Where the stacks of all threads are written if the process hangs; it is gone after the block.
+            keys: The trials that the block trains, so that each of them is told why it was lost.
 
         Raises:
             StorageError: If the file cannot be made.
@@ -55,6 +56,8 @@ class Watchdog:
             note.parent.mkdir(parents=True, exist_ok=True)
             file = note.open("w")
         with file:
+            file.write(" ".join(keys) + "\n")
+            file.flush()
             self._file = file.fileno()
             self._arm(self._file)
             try:
@@ -102,6 +105,22 @@ class _Heard:
     def __call__(self, batch: Batch) -> Output:
         self.beat()
         return self.inner(batch)
+
+
+def stacks_of_hang(notes: Iterable[Path], keys: set[str]) -> str:
+    """What the threads of a worker did that hung over one of these trials; empty if none did.
+
+    The worker may have trained them together with others, under another name than they would have now.
+
+    Args:
+        notes: Those that `Watchdog.over` may have left.
+        keys: The trials.
+    """
+    for note in notes:
+        told, _, stacks = note.read_text(encoding="utf-8", errors="replace").partition("\n")
+        if stacks and keys & set(told.split()):
+            return stacks
+    return ""
 
 
 def resident_bytes() -> int:

@@ -19,6 +19,7 @@ import torch
 from ray import tune
 from safetensors.torch import save_file
 
+from finetune_sweep.durable import folder_aside
 from finetune_sweep.errors import StorageError, TrialError
 from finetune_sweep.events import (
     CheckpointWritten,
@@ -30,7 +31,7 @@ from finetune_sweep.events import (
     UnitStarted,
     WorkerInfo,
 )
-from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout, folder_aside
+from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import loop
@@ -110,10 +111,11 @@ def run_unit(
     """
     members = [dataclasses.replace(assignment, unit=member) for member in assignment.unit.members]
     runs = [_UnitRun(member, plan, layout, loaded, bar=assignment.bar) for member in members]
+    keys = [trial.key for run in runs for trial in run.unit.trials]
     if assignment.rebuild is None:
         yield tuple(run.started() for run in runs)
     try:
-        with loaded.watchdog.over(layout.hang(assignment.unit.name)):
+        with loaded.watchdog.over(layout.hang(assignment.unit.name), keys):
             yield from _events(runs, plan, loaded)
     except StorageError:
         raise

@@ -24,12 +24,13 @@ from tests.chaos import chains, control, fuzz, points, table
 from tests.chaos.alone import ALONE
 from tests.chaos.chains import Ground, Journal, Row
 from tests.chaos.faults import AFTER, ENDING, SURVIVED
-from tests.chaos.points import Undisturbed
+from tests.chaos.points import Course, Undisturbed
 from tests.chaos.scene import MOMENT, POINT, Length, Scene, build_base
 
-POINTS: Final = "killed at a durable operation"
 FUZZED: Final = "fuzzed YAML"
 HOSTILE: Final = "hostile YAML"
+AFTERWARDS: Final = ": after"
+"""What stands behind a course's name in the rows of what was found wrong."""
 CONTROLS: Final = {control.DRIVER: False, control.STATE: True}
 
 
@@ -82,6 +83,7 @@ class Run:
         """Everything that was asked for and is not done yet."""
         base = self.work / "base"
         build_base(base)
+        self.points(base)
         self.yaml()
         self.controls()
         faults = [*ENDING, *SURVIVED, *AFTER]
@@ -97,20 +99,24 @@ class Run:
                 chains.run(ground, self.journal, goals, self.seed, self.say)
             for name in alone:
                 self.alone(name, ground)
-        if self.is_wanted(POINTS):
-            known = self.reference("points", POINT)
-            self.points(known, base)
 
-    def reference(self, name: str, length: Length) -> Undisturbed:
+    def points(self, base: Path) -> None:
+        """Every point of each course once, or a sample of them."""
+        listed: set[str] = set()
+        for course in points.COURSES:
+            if self.is_wanted(course.fault):
+                known = self.reference(course.name, POINT, course)
+                self.kill_at(course, [point for point in known.points if point not in listed], known, base)
+                listed |= set(known.points)
+
+    def reference(self, name: str, length: Length, course: Course | None = None) -> Undisturbed:
         """The undisturbed run, made once a work folder."""
         file = self.work / f"{name}.json"
         if not file.exists():
             self.say(f"an undisturbed run ({name})")
-            is_list = name == "points"
-            scene = Scene(
-                self.work / name, self.work / "base", length, extra=points.ONE_SLOT if is_list else ""
-            )
-            found = points.undisturbed(scene, with_second=is_list)
+            extra = course.extra if course is not None else ""
+            scene = Scene(self.work / name, self.work / "base", length, extra=extra)
+            found = points.undisturbed(scene, with_second=course is not None and course.promotes)
             scene.close(keep=False)
             file.write_text(
                 json.dumps({"points": found.points, "results": found.results, "seconds": found.seconds})
@@ -160,38 +166,45 @@ class Run:
             self.journal.add(row)
             self.say(f"{name}: {'fired' if row.fired else 'not fired'} {'; '.join(row.violations)}")
 
-    def points(self, known: Undisturbed, base: Path) -> None:
-        """Every point once, or a sample of them."""
+    def kill_at(self, course: Course, listed: Sequence[str], known: Undisturbed, base: Path) -> None:
+        """Every point of the list once, or a sample of them."""
         rng = Random(self.seed)
-        chosen = (
-            known.points if self.size.points is None else points.sample(known.points, self.size.points, rng)
-        )
-        names = {f"{POINTS}: {point}": point for point in chosen}
+        chosen = listed if self.size.points is None else points.sample(listed, self.size.points, rng)
+        names = {f"{course.fault}: {point}": point for point in chosen}
         left = [point for name, point in names.items() if not self.journal.fired(name)]
-        self.say(f"{len(left)} of {len(known.points)} points are left to kill at")
-        for met in points.cover(self.work, base, left, known, Random(self.seed + len(left))):
+        self.say(f"{course.fault}: {len(left)} of {len(listed)} are left")
+        rng = Random(self.seed + len(left))
+        for met in points.cover((self.work, base), course, left, known, rng):
             for point in met.points:
-                self.journal.add(Row(f"{POINTS}: {point}", self.seed, fired=True))
+                self.journal.add(Row(f"{course.fault}: {point}", self.seed, fired=True))
                 self.say(f"killed at {point}")
             if met.violations:
                 self.say("; ".join(met.violations))
-                self.journal.add(Row(f"{POINTS}: after", self.seed, fired=False, violations=met.violations))
+                self.journal.add(
+                    Row(f"{course.fault}{AFTERWARDS}", self.seed, fired=False, violations=met.violations)
+                )
         for name in names:
             if not self.journal.fired(name):
                 self.journal.add(Row(name, self.seed, fired=False))
 
-    def table(self) -> list[table.Line]:
-        """What there is to print: the points as one line."""
-        rows = [
+    def outcome(self) -> list[table.Line]:
+        """What there is to print: the points of a course as one line."""
+        wanted = [
             row for row in self.journal.rows if self.is_wanted(row.fault) or row.fault == chains.COMPLETED
         ]
-        wrong = tuple(text for row in rows if row.fault.startswith(POINTS) for text in row.violations)
-        fired = {row.fault for row in rows if row.fault.startswith(POINTS) and row.fired}
-        tried = {row.fault for row in rows if row.fault.startswith(f"{POINTS}: ")} - {f"{POINTS}: after"}
-        found = table.lines(row for row in rows if not row.fault.startswith(POINTS))
-        if tried:
-            found.insert(0, table.Line(POINTS, len(tried), len(fired), list(wrong), "each once"))
-        return [*found, *(table.Line(name, note=note) for name, note in self.notes.items())]
+        courses = tuple(course.fault for course in points.COURSES)
+        found = [self._line(fault) for fault in courses]
+        others = table.lines(row for row in wanted if not row.fault.startswith(courses))
+        notes = [table.Line(name, note=note) for name, note in self.notes.items()]
+        return [*(line for line in found if line.runs), *others, *notes]
+
+    def _line(self, fault: str) -> table.Line:
+        """The points of a course."""
+        rows = [row for row in self.journal.rows if row.fault.startswith(fault)]
+        tried = {row.fault for row in rows} - {fault + AFTERWARDS}
+        fired = {row.fault for row in rows if row.fired}
+        wrong = [text for row in rows for text in row.violations]
+        return table.Line(fault, len(tried), len(fired), wrong, table.EACH_ONCE)
 
 
 def _tuples(value: object) -> object:
@@ -216,7 +229,7 @@ def main() -> int:
         shutil.rmtree(work, ignore_errors=True)
     run = Run(work, ALL if options.all else QUICK, options.seed, options.only)
     run.carry_out()
-    lines = run.table()
+    lines = run.outcome()
     print(table.render(lines))  # noqa: T201
     reasons = table.failed(lines)
     for reason in reasons:

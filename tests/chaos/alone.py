@@ -88,7 +88,7 @@ def hang(ground: Ground, seed: int) -> Row | None:
     code = scene.run()
     entries = scene.entries()
     fired = any(line["label"] == "worker: hang" for line in scene.operations())
-    wrong = invariants.after_a_session(code, entries, {}, ground.known.results)
+    wrong = invariants.after_a_session(code, entries, invariants.Before(), ground.known.results)
     scene.hang_at = None
     wrong += [] if code == 0 else [f"a hang ended the session with {code}: {scene.last_words()}"]
     wrong += _completed(scene, trials=3)
@@ -168,7 +168,7 @@ def node_killed(ground: Ground, seed: int) -> Row | None:
         _kill_namespace(rng.choice(names))
         code = process.wait(CLUSTER_S)
         entries = read(scene.layout)
-        wrong = invariants.after_a_session(code, entries, {}, ground.known.results)
+        wrong = invariants.after_a_session(code, entries, invariants.Before(), ground.known.results)
         wrong += invariants.of_a_complete_sweep(*scene.place, entries, ground.known.results)
         if code != 0:
             wrong.append(f"the job ended with {code}: {log.read_text(encoding='utf-8')[-1500:]}")

@@ -136,7 +136,7 @@ class Chain:
     ground: Ground
     case: Case
     seed: int
-    before: invariants.Results = field(default_factory=dict)
+    before: invariants.Before = field(default_factory=invariants.Before)
 
     def rows(self, endings: Sequence[str], survived: str | None, afterwards: Sequence[str]) -> Iterator[Row]:
         """Each fault as it was tried. A sweep that is complete too early leaves the rest untried."""
@@ -176,6 +176,7 @@ class Chain:
 
     def _tried(self, name: str, action: Callable[[], bool]) -> Row:
         self.case.wrong.clear()
+        self.case.most_again = 1
         scene = self.case.scene
         try:
             fired = action()
@@ -188,7 +189,9 @@ class Chain:
             scene.end_processes(0.0)
         entries = scene.entries()
         found = invariants.after_a_session(scene.code, entries, self.before, self.ground.known.results)
-        self.before = invariants.results(replay(entries))
+        self.before = invariants.Before(
+            invariants.results(replay(entries)), len(entries), self.case.most_again
+        )
         return Row(name, self.seed, fired, (*self.case.wrong, *found))
 
     def _completed(self) -> list[str]:

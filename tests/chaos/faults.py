@@ -20,7 +20,7 @@ from random import Random
 from typing import Final, Literal
 
 from finetune_sweep.events import TrialEnded, UnitStarted
-from finetune_sweep.layout import read_owner
+from finetune_sweep.lock import read_owner
 from tests.chaos.proxy import Mode, Proxy
 from tests.chaos.scene import ROOT, Scene, Session
 
@@ -42,6 +42,7 @@ class Case:
         lock_s: How long a database is locked.
         proxy: In front of MLflow; None where MLflow is a database.
         wrong: What was seen that must not be.
+        most_again: Epochs that a unit may have to train again in the next session; None for all.
     """
 
     scene: Scene
@@ -50,6 +51,7 @@ class Case:
     lock_s: float
     proxy: Proxy | None = None
     wrong: list[str] = field(default_factory=list)
+    most_again: int | None = 1
 
     def moment(self, session: Session) -> bool:
         """Waits for a random moment of a session; whether it is at work then.
@@ -75,8 +77,7 @@ def driver_killed(case: Case) -> bool:
     session = case.scene.start()
     is_hit = case.moment(session)
     session.signal(signal.SIGKILL)
-    session.wait()
-    return is_hit
+    return session.wait() == -signal.SIGKILL and is_hit
 
 
 def stopped_by(number: signal.Signals) -> Callable[[Case], bool]:
@@ -93,7 +94,7 @@ def stopped_by(number: signal.Signals) -> Callable[[Case], bool]:
             case.wrong.append(f"{number.name} ended the session with {code}: {case.scene.last_words()}")
         if is_hit and took_s > STOP_S:
             case.wrong.append(f"after {number.name} it went on for {took_s:.0f} s")
-        return is_hit
+        return is_hit and code != 0  # with 0 it was done before the signal came
 
     return fault
 
@@ -122,7 +123,7 @@ def _killed_in_training(case: Case, reached: Callable[[Session], bool] | None = 
     is_hit = reached(session) if reached is not None else session.until_training(count)
     is_hit = is_hit and session.is_at_work()
     session.signal(signal.SIGKILL)
-    session.wait()
+    is_hit = session.wait() == -signal.SIGKILL and is_hit
     case.scene.end_processes(5.0)  # a worker that still writes would mend what is damaged next
     return is_hit
 
@@ -150,7 +151,9 @@ def resume_damaged(how: str) -> Callable[[Case], bool]:
             return False
         folders = sorted(case.scene.layout.root.glob("trials/*/resume-*"))
         newest = {folder.parent: folder for folder in folders}
-        chosen = folders if case.rng.random() < 0.3 else list(newest.values())
+        are_all = case.rng.random() < 0.3
+        chosen = folders if are_all else list(newest.values())
+        case.most_again = None if are_all else 2
         for folder in chosen:
             damage(case.rng.choice(sorted(folder.iterdir())), how, case.rng)
         return bool(chosen)
@@ -203,6 +206,29 @@ def journal_damaged(case: Case) -> bool:
     if case.scene.layout.segments() != segments:
         case.wrong.append("a journal that was refused has grown")
     segment.write_bytes(whole)
+    return True
+
+
+def segment_lost(case: Case) -> bool:
+    """An older segment of the journal is shorter by whole lines, or gone: refused by name; then it is restored."""
+    if not _killed_in_training(case):
+        return False
+    segments = case.scene.layout.segments()
+    if len(segments) < 2:  # nothing later knows how long the newest was
+        return False
+    segment = case.rng.choice(segments[:-1])
+    whole = segment.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    if case.rng.random() < 0.5:
+        segment.unlink()
+    else:
+        segment.write_bytes(b"".join(lines[: case.rng.randrange(len(lines))]))
+    code = case.scene.run()
+    if code not in {1, 2} or str(segment) not in case.scene.last_words().replace("\n", ""):
+        case.wrong.append(f"{segment} was lost, which gave {code}: {case.scene.last_words()}")
+    segment.write_bytes(whole)
+    if case.scene.layout.segments() != segments:
+        case.wrong.append("a journal that was refused has grown")
     return True
 
 
@@ -353,6 +379,7 @@ ENDING: Final[Mapping[str, Ending]] = {
     "trial's checkpoint damaged": Ending(checkpoint_damaged),
     "journal torn": Ending(journal_torn),
     "journal damaged in the middle": Ending(journal_damaged),
+    "journal segment lost": Ending(segment_lost),
     "stale lock": Ending(stale_lock),
 }
 SURVIVED: Final[Mapping[str, Survived]] = {

@@ -8,13 +8,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.challenge import CHAMPION
+from finetune_sweep.durable import check_folder
 from finetune_sweep.errors import StorageError
-from finetune_sweep.events import Entry, Promoted, TestIntended, TestRead, TrialEnded
-from finetune_sweep.layout import Layout, check_folder
+from finetune_sweep.events import (
+    Entry,
+    Evaluated,
+    Promoted,
+    SessionStarted,
+    TestIntended,
+    TestRead,
+    TrialEnded,
+    UnitStarted,
+)
+from finetune_sweep.layout import Layout
 from finetune_sweep.mlflow_store import PARENT_TAG, make_client
 from finetune_sweep.record import SweepRecord, TrialRecord, replay
 from finetune_sweep.snapshot import KEY_TAG, TAG, trial_snapshot
@@ -27,6 +37,10 @@ Results = Mapping[str, object]
 """What each finished trial came to, by its key."""
 COMPLETE: Final = frozenset({0})
 """Exit codes that say that everything is done."""
+LEAVES_DONE: Final = frozenset({4, 130})
+"""Exit codes that a sweep may have in which everything is done: MLflow does not know it all, or it was stopped then."""
+DISK_FULL: Final = 1
+"""The exit code that may be missing in the journal, as there was no room for it."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +118,59 @@ def tested_once(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def truthful(code: int, record: SweepRecord) -> list[str]:
-    """Exit code 0 stands for a sweep that is done, and a sweep that is done does not exit with another one."""
+def trained_again(entries: Sequence[Entry], since: int) -> dict[str, int]:
+    """How many epochs of each work unit were trained again although they had been told, most in any attempt.
+
+    What a resumed unit tells again has the seconds that it was trained in; what is trained again has others.
+
+    Args:
+        entries: The journal.
+        since: How many of its entries are of attempts that do not count.
+    """
+    told: dict[tuple[str, int], set[float]] = {}
+    attempt: dict[str, set[float]] = {}
+    most: dict[str, int] = {}
+    for at, entry in enumerate(entries):
+        match entry.event:
+            case UnitStarted(unit):
+                attempt[unit] = set()
+            case Evaluated(unit=unit, epoch=epoch, train_seconds=seconds):
+                known = told.setdefault((unit, epoch), set())
+                if known and seconds not in known and at >= since:
+                    attempt.setdefault(unit, set()).add(epoch)
+                    most[unit] = max(most.get(unit, 0), len(attempt[unit]))
+                known.add(seconds)
+    return most
+
+
+def lost_little(entries: Sequence[Entry], since: int, most: int | None) -> list[str]:
+    """A unit that was interrupted goes on from its checkpoint: so many epochs at most are trained again."""
+    return [
+        f"unit {unit} trained {count} epochs again, at most {most} could be lost"
+        for unit, count in trained_again(entries, since).items()
+        if most is not None and count > most
+    ]
+
+
+def truthful(code: int, record: SweepRecord, *, has_begun: bool = True) -> list[str]:
+    """0 stands for a sweep that is done, and one that is done ends with 0, 4 or 130; the journal has the same code.
+
+    Args:
+        code: How the last session ended; negative if by a signal that it could not answer.
+        record: What the journal says.
+        has_begun: Whether that session took the sweep, so that its end is journalled.
+    """
     open_trials = [trial.key for trial in record.current() if trial.state not in {"finished", "diverged"}]
     is_done = bool(record.current()) and not open_trials and record.promoted is not None
     is_registered = record.promoted is not None and bool(record.promoted.version)
     if code in COMPLETE and not (is_done and is_registered):
         why = f"{open_trials} have no result" if open_trials else "nothing was promoted or registered"
         return [f"the exit code is 0, but {why}"]
-    if code in COMPLETE and record.exit_code != code:
-        return [f"the exit code is 0, but the journal has {record.exit_code}"]
+    if is_done and is_registered and has_begun and code not in {*COMPLETE, *LEAVES_DONE} and code >= 0:
+        return [f"the exit code is {code}, but everything is done"]
+    is_told = record.exit_code == code or (record.exit_code is None and code == DISK_FULL)
+    if has_begun and code >= 0 and not is_told:
+        return [f"the exit code is {code}, but the journal has {record.exit_code}"]
     return []
 
 
@@ -211,6 +268,47 @@ def registered(uri: str, name: str, entries: Sequence[Entry]) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- the disk
 
 
+@dataclass(frozen=True)
+class Champion:
+    """What a user finds at a moment: a model in `best/`, a version under the alias; None where there is none."""
+
+    folder: str | None = None
+    version: str | None = None
+
+
+def champion(layout: Layout, uri: str, name: str) -> tuple[Champion, list[str]]:
+    """Who is the champion now, and what is half of one."""
+    import json
+
+    from mlflow.exceptions import MlflowException
+
+    from finetune_sweep import card
+
+    found, folder, version = [], None, None
+    if layout.best.exists():
+        try:
+            check_folder(layout.best)
+            folder = str(json.loads((layout.best / card.RESULTS).read_bytes())["key"])
+        except (StorageError, OSError, ValueError) as error:
+            found.append(f"best/ is half a champion: {error}")
+    try:
+        alias = make_client(uri).get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return Champion(folder), found
+    version = str(alias.version)
+    if not alias.tags.get(KEY_TAG) or alias.run_id is None:
+        found.append(f"version {version} has the alias {CHAMPION}, and the tags {alias.tags}")
+    return Champion(folder, version), found
+
+
+def keeps_a_champion(before: Champion, now: Champion) -> list[str]:
+    """Where there was a champion, there is the old one or a new one, and never none."""
+    found = [] if now.folder or not before.folder else [f"best/ with trial {before.folder} is gone"]
+    if before.version and not now.version:
+        found.append(f"the alias {CHAMPION}, which was on version {before.version}, is gone")
+    return found
+
+
 def best_is_whole(layout: Layout, record: SweepRecord) -> list[str]:
     """`best/` matches its manifest and the journal, and loads as a user loads it."""
     import json
@@ -270,16 +368,33 @@ def no_process(left: Sequence[int]) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- together
 
 
-def after_a_session(code: int, entries: Sequence[Entry], before: Results, reference: Results) -> list[str]:
+@dataclass(frozen=True)
+class Before:
+    """What is known of a sweep before a session.
+
+    Args:
+        results: The finished trials.
+        entries: How many the journal had.
+        most_again: Epochs of a unit that may have to be trained again; None where its checkpoints were damaged.
+    """
+
+    results: Results = field(default_factory=dict)
+    entries: int = 0
+    most_again: int | None = 1
+
+
+def after_a_session(code: int, entries: Sequence[Entry], before: Before, reference: Results) -> list[str]:
     """What can be asked at any moment, of the journal alone."""
     record = replay(entries)
     found = results(record)
+    has_begun = any(isinstance(entry.event, SessionStarted) for entry in entries[before.entries :])
     return [
-        *unchanged(before, found),
+        *unchanged(before.results, found),
         *as_undisturbed(found, reference),
         *ended_once(entries),
         *tested_once(entries),
-        *truthful(code, record),
+        *lost_little(entries, before.entries, before.most_again),
+        *truthful(code, record, has_begun=has_begun),
     ]
 
 

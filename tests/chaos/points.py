@@ -1,6 +1,7 @@
 """Every durable operation of a small sweep as a point to kill at, each met once.
 
-An undisturbed run and a promotion of another trial list the points. Then sweeps are killed at the first point of the
+An undisturbed run lists the points: of a search and the promotions of two of its trials, and of a search with finalists
+those that this one adds. Then sweeps are killed at the first point of the
 list that they come to and that was not met before, and run again, until no point is left or none is met any more.
 """
 
@@ -21,6 +22,35 @@ ONE_SLOT: Final = "max_concurrent: 1\n"
 """So that the order of the operations is the same in each run."""
 MOST_KILLS: Final = 40
 """Of one sweep, which then goes on to its end and is looked at whole."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a sweep goes through that is killed on the way.
+
+    Args:
+        fault: The row of the table.
+        name: Of the file in which its points are kept.
+        extra: More lines of the sweep file.
+        promotes: Whether its second trial is promoted in the end, so that `best/` is replaced.
+    """
+
+    fault: str
+    name: str
+    extra: str
+    promotes: bool
+
+
+COURSES: Final = (
+    Course("killed at a durable operation", "points", ONE_SLOT, promotes=True),
+    Course(
+        "killed at an operation of finalists",
+        "points-of-finalists",
+        ONE_SLOT + "selection: {finalists: 1, seeds: 2}\n",
+        promotes=False,
+    ),
+)
+"""The points of a later one are those that none before it has."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +81,7 @@ def second(scene: Scene) -> str:
     return replay(scene.entries()).ranking()[1].key
 
 
-def undisturbed(scene: Scene, *, with_second: bool) -> Undisturbed:
+def undisturbed(scene: Scene, *, with_second: bool = False) -> Undisturbed:
     """Runs a sweep, and promotes its second trial if that is asked for.
 
     Raises:
@@ -78,16 +108,28 @@ def sample(points: Sequence[str], count: int, rng: Random) -> list[str]:
     return [kinds[kind][0] for kind in chosen]
 
 
-def cover(work: Path, base: Path, points: Sequence[str], known: Undisturbed, rng: Random) -> Iterator[Met]:
-    """Kills at points until each was met, or a whole sweep has met none of the rest."""
+def cover(
+    ground: tuple[Path, Path], course: Course, points: Sequence[str], known: Undisturbed, rng: Random
+) -> Iterator[Met]:
+    """Kills at points until each was met, or a whole sweep has met none of the rest.
+
+    Args:
+        ground: Where to work, and what all sweeps share.
+        course: What each sweep goes through.
+        points: Those that are left.
+        known: The run that nothing happened to.
+        rng: Draws which worker dies alone.
+    """
+    work, base = ground
     left = dict.fromkeys(points)
     number = 0
     while left:
         number += 1
         count = len(left)
-        scene = Scene(work / f"points-{number}-{rng.randrange(10**6)}", base, POINT, extra=ONE_SLOT)
+        scene = Scene(work / f"points-{number}-{rng.randrange(10**6)}", base, POINT, extra=course.extra)
         is_wrong = False
-        for met in _one_sweep(scene, left, known, rng):
+        steps = ["run", "promote"] if course.promotes else ["run"]
+        for met in _one_sweep(scene, steps, left, known, rng):
             for point in met.points:
                 left.pop(point, None)
             is_wrong = is_wrong or bool(met.violations)
@@ -97,10 +139,11 @@ def cover(work: Path, base: Path, points: Sequence[str], known: Undisturbed, rng
             return
 
 
-def _one_sweep(scene: Scene, left: dict[str, None], known: Undisturbed, rng: Random) -> Iterator[Met]:
-    """Sessions over one sweep: killed, killed again, complete; then the promotion of its second trial, likewise."""
-    steps: list[str] = ["run", "promote"]
-    before: invariants.Results = {}
+def _one_sweep(
+    scene: Scene, steps: list[str], left: dict[str, None], known: Undisturbed, rng: Random
+) -> Iterator[Met]:
+    """Sessions over one sweep: killed, killed again, complete; then the next step, likewise."""
+    before, reigning = invariants.Before(), invariants.Champion()
     killed: list[str] = []
     while steps:
         scene.points = list(left) if len(killed) < MOST_KILLS else []
@@ -111,7 +154,10 @@ def _one_sweep(scene: Scene, left: dict[str, None], known: Undisturbed, rng: Ran
         killed = scene.killed_at()
         entries = scene.entries()
         found = invariants.after_a_session(code, entries, before, known.results)
-        before = invariants.results(replay(entries))
+        before = invariants.Before(invariants.results(replay(entries)), len(entries))
+        now, wrong = invariants.champion(*scene.place)
+        found += wrong + invariants.keeps_a_champion(reigning, now)
+        reigning = now
         if code not in {0, -signal.SIGKILL}:
             found.append(f"a session ended with {code}: {scene.last_words()}")
         if code == 0:

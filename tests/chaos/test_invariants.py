@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from finetune_sweep import registry
-from finetune_sweep.events import Entry, Event, Promoted, SessionEnded, TestIntended, TestRead, TrialEnded
+from finetune_sweep.events import (
+    Entry,
+    Evaluated,
+    Event,
+    Promoted,
+    SessionEnded,
+    TestIntended,
+    TestRead,
+    TrialEnded,
+    UnitStarted,
+)
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
 from finetune_sweep.record import replay
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 MODEL = "tiny classifier"
+NOTHING = invariants.Before()
 
 
 @dataclass
@@ -48,13 +59,13 @@ class Finished:
     def events(self, kind: type[Event]) -> list[int]:
         return [at for at, entry in enumerate(self.entries) if isinstance(entry.event, kind)]
 
-    def found(self, code: int = 0, before: invariants.Results | None = None) -> list[str]:
+    def found(self, code: int = 0, before: invariants.Before = NOTHING) -> list[str]:
         """All that is wrong with it."""
         record = replay(self.entries)
         reference = invariants.results(replay(read(self.layout)))
         tracked = invariants.look(self.uri, "tiny", str(self.told))
         return [
-            *invariants.after_a_session(code, self.entries, before or {}, reference),
+            *invariants.after_a_session(code, self.entries, before, reference),
             *[f"trial {key} is not finished" for key in reference if key not in invariants.results(record)],
             *invariants.mirrored_once(tracked, record),
             *invariants.mirrored_completely(tracked, record),
@@ -206,7 +217,7 @@ def test_a_damage_is_named(name: str, sweep: Finished) -> None:
 
 
 def test_a_result_that_was_there_before_may_not_change_or_go(sweep: Finished) -> None:
-    before = invariants.results(replay(sweep.entries))
+    before = invariants.Before(invariants.results(replay(sweep.entries)))
     _forget_an_end(sweep)
     assert any("now it is not finished" in text for text in sweep.found(before=before))
 
@@ -214,6 +225,41 @@ def test_a_result_that_was_there_before_may_not_change_or_go(sweep: Finished) ->
 def test_an_exit_code_must_be_that_of_the_journal(sweep: Finished) -> None:
     sweep.entries.append(Entry(sweep.entries[-1].time, SessionEnded(1)))
     assert "the exit code is 0, but the journal has 1" in sweep.found()
+
+
+def test_a_sweep_that_is_done_may_not_end_as_failed(sweep: Finished) -> None:
+    assert "the exit code is 1, but everything is done" in sweep.found(code=1)
+
+
+def test_epochs_that_are_trained_again_are_counted_and_those_told_again_are_not(sweep: Finished) -> None:
+    evaluated = [sweep.entries[at] for at in sweep.events(Evaluated)]
+    known, started = len(sweep.entries), sweep.entries[sweep.events(UnitStarted)[0]]
+    sweep.entries += [started, *evaluated]
+    assert invariants.trained_again(sweep.entries, known) == {}
+
+    for entry in evaluated:
+        assert isinstance(entry.event, Evaluated)
+        slower = dataclasses.replace(entry.event, train_seconds=entry.event.train_seconds + 1)
+        sweep.entries.append(Entry(entry.time, slower))
+    again = invariants.trained_again(sweep.entries, known)
+    assert max(again.values()) > 1
+    assert any("could be lost" in text for text in invariants.lost_little(sweep.entries, known, 1))
+    assert invariants.lost_little(sweep.entries, len(sweep.entries), 1) == []
+
+
+def test_half_a_champion_and_one_that_is_gone_are_named(sweep: Finished) -> None:
+    before, wrong = invariants.champion(sweep.layout, sweep.uri, MODEL)
+    assert wrong == []
+    assert before.folder
+    assert before.version
+    _flip_a_bit_of_best(sweep)
+    assert "best/ is half a champion" in invariants.champion(sweep.layout, sweep.uri, MODEL)[1][0]
+
+    shutil.rmtree(sweep.layout.best)
+    sweep.sql("delete from registered_model_aliases")
+    now, wrong = invariants.champion(sweep.layout, sweep.uri, MODEL)
+    assert wrong == []
+    assert len(invariants.keeps_a_champion(before, now)) == 2
 
 
 def test_a_process_that_is_left_is_named() -> None:

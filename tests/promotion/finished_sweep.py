@@ -18,7 +18,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from finetune_sweep import card, promote, resolved
 from finetune_sweep.events import Event, Promoted
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, SweepLock
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import SweepLock
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.promote import Options
 from finetune_sweep.record import TrialRecord

@@ -21,10 +21,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune_sweep import assembly, card, promote, resolved, verification
 from finetune_sweep.assembly import Found
+from finetune_sweep.durable import check_folder, folder_aside
 from finetune_sweep.errors import StorageError, UserError, VerificationError
 from finetune_sweep.events import Promoted, TestIntended, TestRead, TrialEnded
 from finetune_sweep.journal import read
-from finetune_sweep.layout import CHANGED_TENSORS, Layout, check_folder, folder_aside
+from finetune_sweep.layout import CHANGED_TENSORS, Layout
 from finetune_sweep.promote import Options
 from finetune_sweep.record import TrialRecord, replay
 from tests.promotion.finished_sweep import (
@@ -404,7 +405,7 @@ import os, pickle, signal, sys
 from finetune_sweep import promote
 from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import SweepLock
+from finetune_sweep.lock import SweepLock
 
 plan, layout, options, moment = pickle.loads(sys.stdin.buffer.read())
 

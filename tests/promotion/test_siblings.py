@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from finetune_sweep import siblings
+from finetune_sweep.durable import check_folder
 from finetune_sweep.events import CheckpointWritten, Evaluated, TrialEnded
 from finetune_sweep.journal import Journal
-from finetune_sweep.layout import Layout, SweepLock, check_folder
+from finetune_sweep.layout import Layout
+from finetune_sweep.lock import SweepLock
 from tests.promotion.finished_sweep import Opened
 
 

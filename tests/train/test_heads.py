@@ -50,7 +50,7 @@ def jobs_of(
 def together(jobs: Sequence[Job], model: PreTrainedModel) -> tuple[list[list[Evaluation]], heads.Heads]:
     state = heads.start(jobs, model, new_of(model))
     found: list[list[Evaluation]] = [[] for _ in jobs]
-    for told in heads.fit(state):
+    for told in heads.fit(state, lambda: None):
         for index, result in told:
             assert not isinstance(result, TrialError)
             found[index].append(result)
@@ -141,7 +141,7 @@ def test_one_that_diverges_ends_and_the_others_go_on(tmp_path: Path) -> None:
     wild = {"optimizer": "sgd", "learning_rate": 9.9, "weight_decay": 9.9, "max_grad_norm": 0.0}
     jobs = jobs_of(bert, [{"optimizer": "sgd"}, wild], tmp_path)
     jobs[1] = replace(jobs[1], settings=jobs[1].settings.model_copy(update={"learning_rate": 1e30}))
-    told = list(heads.fit(heads.start(jobs, bert(), NEW)))
+    told = list(heads.fit(heads.start(jobs, bert(), NEW), lambda: None))
     failures = [(index, result) for each in told for index, result in each if isinstance(result, TrialError)]
     assert [index for index, _ in failures] == [1]
     assert failures[0][1].failure == "diverged"

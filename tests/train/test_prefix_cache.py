@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_sweep.layout import MANIFEST
+from finetune_sweep.durable import MANIFEST
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.train.loop import evaluate

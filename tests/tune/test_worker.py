@@ -15,16 +15,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from finetune_sweep.durable import check_folder, remove_folder, write_atomic
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnded, UnitStarted
-from finetune_sweep.layout import (
-    CHANGED_TENSORS,
-    VALIDATION_PREDICTIONS,
-    Layout,
-    check_folder,
-    remove_folder,
-    write_atomic,
-)
+from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks.contract import Predictions
@@ -189,7 +183,7 @@ def test_a_worker_that_hangs_is_ended_and_leaves_what_it_was_doing(tmp_path: Pat
         "def stuck():\n"
         "    time.sleep(600)\n"
         "dog = Watchdog(0.2)\n"
-        f"with dog.over(pathlib.Path({str(note)!r})):\n"
+        f"with dog.over(pathlib.Path({str(note)!r}), ['a1', 'b2']):\n"
         "    for _ in range(3):\n"
         "        time.sleep(0.12)\n"
         "        dog.beat()\n"
@@ -199,7 +193,10 @@ def test_a_worker_that_hangs_is_ended_and_leaves_what_it_was_doing(tmp_path: Pat
     ended = subprocess.run([sys.executable, "-c", program], check=False, timeout=60)
 
     assert ended.returncode == 1
-    assert "in stuck" in note.read_text()
+    missing = tmp_path / "none.txt"
+    missing.write_text("a1 c3\n")
+    assert "in stuck" in watch.stacks_of_hang([missing, note], {"b2", "c3"})
+    assert watch.stacks_of_hang([missing, note], {"c3"}) == ""
 
 
 def test_a_worker_that_works_is_left_alone_and_leaves_nothing(plan: Plan, tmp_path: Path) -> None:

@@ -267,6 +267,8 @@ class Seam:
                 self.mlflow_client(module)
             case "safetensors.torch":
                 self.tensors(module)
+            case "finetune_sweep.exchange":
+                self.step(module, "exchange")
             case "finetune_sweep.assembly":
                 self.step(module, "assemble")
                 self.step(module, "evaluate_folder")
@@ -280,6 +282,7 @@ HOOKED = frozenset(
     {
         "mlflow.tracking.client",
         "safetensors.torch",
+        "finetune_sweep.exchange",
         "finetune_sweep.assembly",
         "finetune_sweep.train.loop",
         "finetune_sweep.tune.resume",
