@@ -38,6 +38,7 @@ TAG: Final = "finetune_sweep."
 """What the names of our tags begin with."""
 JOURNAL_TAG: Final = TAG + "journal"
 KEY_TAG: Final = TAG + "key"
+_TOLD_PART: Final = 50
 _DIGEST_CHARACTERS: Final = 36
 
 
@@ -196,19 +197,25 @@ class View:
                 self._history += [Point(f"{what}_{n}", v, moment, step) for n, v in metrics.items()]
             case SweepPlanned():
                 self._current = frozenset(entry.event.keys)
-                self._note_progress(entry.time)
+                self._note_progress(entry.time, is_last=True)
                 keys = ("", *self.record.trials)
             case FinalistsPlanned():
                 keys = ("", *self.record.trials)
             case SessionStarted() | SessionEnded():
-                self._ended = entry.time if isinstance(entry.event, SessionEnded) else None
+                is_end = isinstance(entry.event, SessionEnded)
+                self._ended = entry.time if is_end else None
+                self._note_progress(entry.time, is_last=is_end)
                 keys = ("", *self.record.trials)
             case TrialPlanned():
                 self._param_names |= dict.fromkeys(entry.event.params)
         return keys
 
-    def _note_progress(self, moment: float) -> None:
-        """Adds the sweep's own metrics where they have changed, so that a session without news adds none."""
+    def _note_progress(self, moment: float, *, is_last: bool = False) -> None:
+        """Adds the sweep's own metrics where they have changed, so that a session without news adds none.
+
+        Of counts alone a large sweep tells every fiftieth part: its run is delivered with each trial, and must not grow
+        with their number. The last of a session are told in any case.
+        """
         trials = self.record.current()
         runs = self.record.all_current()
         states = [trial.state for trial in runs]
@@ -219,10 +226,19 @@ class View:
         scores = [trial.score for trial in trials if trial.score is not None and math.isfinite(trial.score)]
         if scores and self.record.plan is not None:
             values["best_score"] = max(scores) if self.record.plan.mode == "max" else min(scores)
-        if values != self._latest and any(values.values()):
+        if values != self._latest and any(values.values()) and (is_last or self._is_news(values)):
             self._steps += 1
             self._history += [Point(name, value, _ms(moment), self._steps) for name, value in values.items()]
             self._latest = values
+
+    def _is_news(self, values: Mapping[str, float]) -> bool:
+        if values.get("best_score") != self._latest.get("best_score"):
+            return True
+        done, told = (
+            counts.get("trials_finished", 0) + counts.get("trials_failed", 0)
+            for counts in (values, self._latest)
+        )
+        return abs(done - told) >= max(1, done // _TOLD_PART)
 
     def journal_id(self) -> str:
         """What tells this journal from all others: its first line."""

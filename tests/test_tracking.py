@@ -34,7 +34,7 @@ from finetune_sweep.layout import Layout
 from finetune_sweep.lock import Owner
 from finetune_sweep.mlflow_store import PARENT_TAG, make_client
 from finetune_sweep.mlflow_uri import tracking_uri
-from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG
+from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG, View
 from finetune_sweep.space import Choice, Dimension, FloatRange, Space
 from finetune_sweep.spec import Data, Metric, Sweep, Tracking
 from finetune_sweep.tracking import Mirror
@@ -181,6 +181,27 @@ def test_metrics_have_the_epoch_as_step_and_the_time_of_the_journal(layout: Layo
     times = journal.record.trials["a"].evaluation_times
     expected = [(1, int(times[0] * 1000), 0.5), (2, int(times[1] * 1000), 0.75)]
     assert sorted((m.step, m.timestamp, m.value) for m in history) == expected
+
+
+def test_what_the_parent_run_tells_hardly_grows_with_the_trials(layout: Layout) -> None:
+    def told(count: int, prefix: str) -> int:
+        own = Layout(layout.storage, prefix)
+        journal = open_journal(own)
+        names = [f"{prefix}{number}" for number in range(count)]
+        ended = [event for name in names for event in trained(name, 0.5)]
+        journal.append(*planned(*names), *ended, SessionEnded(0))
+        view = View(make_sweep(), own)
+        for entry in journal.entries:
+            view.apply(entry)
+        parent = view.snapshot("")
+        assert parent is not None
+        latest = {point.name: point.value for point in parent.points}
+        assert latest["trials_finished"] == count
+        return len(parent.points)
+
+    few, many = told(20, "few"), told(2000, "many")
+    assert few == 3 * 20
+    assert many < 20 * few
 
 
 def test_the_parent_run_shows_the_sweep_its_data_and_its_lock_file(layout: Layout) -> None:
