@@ -115,6 +115,8 @@ ORDER = (
     "finetune_sweep.render",
     "finetune_sweep.display",
     "finetune_sweep.starter",
+    "finetune_sweep.signals",
+    "finetune_sweep.session",
     "finetune_sweep.run",
     "finetune_sweep.cli",
     "finetune_sweep.__main__",

@@ -126,7 +126,9 @@ def cover(
     while left:
         number += 1
         count = len(left)
-        scene = Scene(work / f"points-{number}-{rng.randrange(10**6)}", base, POINT, extra=course.extra)
+        scene = Scene(
+            work / f"{course.name}-{number}-{rng.randrange(10**6)}", base, POINT, extra=course.extra
+        )
         is_wrong = False
         steps = ["run", "promote"] if course.promotes else ["run"]
         for met in _one_sweep(scene, steps, left, known, rng):
