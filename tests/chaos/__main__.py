@@ -39,12 +39,14 @@ class Size:
     """How much is tried.
 
     Args:
-        points: Of the list; None for all of them.
+        courses: In which sweeps are killed at an operation; of a later one only those that none before it has.
+        points: Of each list; None for all of them.
         runs: Of each random fault.
         alone: Of each fault that needs a sweep of its own.
         lock_s: How long a database is locked.
     """
 
+    courses: Sequence[Course]
     points: int | None
     runs: int
     alone: int
@@ -52,8 +54,8 @@ class Size:
     fuzzed: int
 
 
-QUICK: Final = Size(points=6, runs=1, alone=1, lock_s=8.0, fuzzed=2000)
-ALL: Final = Size(points=None, runs=60, alone=60, lock_s=60.0, fuzzed=2000)
+QUICK: Final = Size((points.FINALISTS,), points=6, runs=1, alone=1, lock_s=8.0, fuzzed=2000)
+ALL: Final = Size((points.SEARCH, points.FINALISTS), points=None, runs=60, alone=60, lock_s=60.0, fuzzed=2000)
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Run:
     def points(self, base: Path) -> None:
         """Every point of each course once, or a sample of them."""
         listed: set[str] = set()
-        for course in points.COURSES:
+        for course in self.size.courses:
             if self.is_wanted(course.fault):
                 known = self.reference(course.name, POINT, course)
                 self.kill_at(course, [point for point in known.points if point not in listed], known, base)
@@ -116,7 +118,7 @@ class Run:
             self.say(f"an undisturbed run ({name})")
             extra = course.extra if course is not None else ""
             scene = Scene(self.work / name, self.work / "base", length, extra=extra)
-            found = points.undisturbed(scene, with_second=course is not None and course.promotes)
+            found = points.undisturbed(scene, with_second=course is not None)
             scene.close(keep=False)
             file.write_text(
                 json.dumps({"points": found.points, "results": found.results, "seconds": found.seconds})
@@ -192,7 +194,7 @@ class Run:
         wanted = [
             row for row in self.journal.rows if self.is_wanted(row.fault) or row.fault == chains.COMPLETED
         ]
-        courses = tuple(course.fault for course in points.COURSES)
+        courses = tuple(course.fault for course in self.size.courses)
         found = [self._line(fault) for fault in courses]
         others = table.lines(row for row in wanted if not row.fault.startswith(courses))
         notes = [table.Line(name, note=note) for name, note in self.notes.items()]

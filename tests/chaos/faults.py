@@ -213,9 +213,9 @@ def segment_lost(case: Case) -> bool:
     """An older segment of the journal is shorter by whole lines, or gone: refused by name; then it is restored."""
     if not _killed_in_training(case):
         return False
+    if len(case.scene.layout.segments()) == 1 and not _killed_in_training(case):
+        return False  # nothing later knows how long the newest was
     segments = case.scene.layout.segments()
-    if len(segments) < 2:  # nothing later knows how long the newest was
-        return False
     segment = case.rng.choice(segments[:-1])
     whole = segment.read_bytes()
     lines = whole.splitlines(keepends=True)

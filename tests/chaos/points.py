@@ -1,7 +1,6 @@
 """Every durable operation of a small sweep as a point to kill at, each met once.
 
-An undisturbed run lists the points: of a search and the promotions of two of its trials, and of a search with finalists
-those that this one adds. Then sweeps are killed at the first point of the
+An undisturbed run and a promotion of another trial list the points. Then sweeps are killed at the first point of the
 list that they come to and that was not met before, and run again, until no point is left or none is met any more.
 """
 
@@ -26,31 +25,25 @@ MOST_KILLS: Final = 40
 
 @dataclass(frozen=True)
 class Course:
-    """What a sweep goes through that is killed on the way.
+    """What a sweep goes through that is killed on the way; in the end its second trial is promoted.
 
     Args:
         fault: The row of the table.
         name: Of the file in which its points are kept.
         extra: More lines of the sweep file.
-        promotes: Whether its second trial is promoted in the end, so that `best/` is replaced.
     """
 
     fault: str
     name: str
     extra: str
-    promotes: bool
 
 
-COURSES: Final = (
-    Course("killed at a durable operation", "points", ONE_SLOT, promotes=True),
-    Course(
-        "killed at an operation of finalists",
-        "points-of-finalists",
-        ONE_SLOT + "selection: {finalists: 1, seeds: 2}\n",
-        promotes=False,
-    ),
+SEARCH: Final = Course("killed at a durable operation", "points", ONE_SLOT)
+FINALISTS: Final = Course(
+    "killed at an operation with finalists",
+    "points-with-finalists",
+    ONE_SLOT + "selection: {finalists: 1, seeds: 2}\n",
 )
-"""The points of a later one are those that none before it has."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ def second(scene: Scene) -> str:
     return replay(scene.entries()).ranking()[1].key
 
 
-def undisturbed(scene: Scene, *, with_second: bool = False) -> Undisturbed:
+def undisturbed(scene: Scene, *, with_second: bool) -> Undisturbed:
     """Runs a sweep, and promotes its second trial if that is asked for.
 
     Raises:
@@ -130,8 +123,7 @@ def cover(
             work / f"{course.name}-{number}-{rng.randrange(10**6)}", base, POINT, extra=course.extra
         )
         is_wrong = False
-        steps = ["run", "promote"] if course.promotes else ["run"]
-        for met in _one_sweep(scene, steps, left, known, rng):
+        for met in _one_sweep(scene, left, known, rng):
             for point in met.points:
                 left.pop(point, None)
             is_wrong = is_wrong or bool(met.violations)
@@ -141,10 +133,9 @@ def cover(
             return
 
 
-def _one_sweep(
-    scene: Scene, steps: list[str], left: dict[str, None], known: Undisturbed, rng: Random
-) -> Iterator[Met]:
-    """Sessions over one sweep: killed, killed again, complete; then the next step, likewise."""
+def _one_sweep(scene: Scene, left: dict[str, None], known: Undisturbed, rng: Random) -> Iterator[Met]:
+    """Sessions over one sweep: killed, killed again, complete; then the promotion of its second trial, likewise."""
+    steps: list[str] = ["run", "promote"]
     before, reigning = invariants.Before(), invariants.Champion()
     killed: list[str] = []
     while steps:
