@@ -23,11 +23,13 @@ _SETTINGS: Final = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 """MLflow reads them from the environment, some of them when it is imported; by default a server that is away
 holds a call for four minutes."""
+_REQUIRED: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""A call that MLflow's client itself makes again, because the answer was lost, creates a second run: whoever calls it
+here looks first what has arrived."""
 
 _DELIVERED_TAG: Final = TAG + "delivered"
 _LOCK_TAG: Final = TAG + "lock_sha256"
@@ -42,7 +44,8 @@ _TAG_CHARACTERS: Final = 5000
 def make_client(uri: str) -> MlflowClient:
     """An MLflow client for tracking and registry at one address, with no state shared with other clients.
 
-    What the user's environment says about MLflow stands. The first import takes seconds.
+    What the user's environment says about MLflow stands, but for calls being made again. The first import takes
+    seconds.
     """
     configure()
     from mlflow import MlflowClient
@@ -55,6 +58,7 @@ def configure() -> None:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # says each retry, address and all
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_REQUIRED)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from finetune_sweep.events import (
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout
 from finetune_sweep.lock import Owner
-from finetune_sweep.mlflow_store import PARENT_TAG, make_client
+from finetune_sweep.mlflow_store import PARENT_TAG, configure, make_client
 from finetune_sweep.mlflow_uri import tracking_uri
 from finetune_sweep.snapshot import JOURNAL_TAG, KEY_TAG, TAG, View
 from finetune_sweep.space import Choice, Dimension, FloatRange, Space
@@ -181,6 +181,12 @@ def test_metrics_have_the_epoch_as_step_and_the_time_of_the_journal(layout: Layo
     times = journal.record.trials["a"].evaluation_times
     expected = [(1, int(times[0] * 1000), 0.5), (2, int(times[1] * 1000), 0.75)]
     assert sorted((m.step, m.timestamp, m.value) for m in history) == expected
+
+
+def test_a_call_whose_answer_is_lost_is_not_made_again_by_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    configure()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
 def test_what_the_parent_run_tells_hardly_grows_with_the_trials(layout: Layout) -> None:

@@ -189,8 +189,12 @@ class Chain:
             scene.end_processes(0.0)
         entries = scene.entries()
         found = invariants.after_a_session(scene.code, entries, self.before, self.ground.known.results)
+        is_whole = self.before.most_again == 1
         self.before = invariants.Before(
-            invariants.results(replay(entries)), len(entries), self.case.most_again
+            invariants.results(replay(entries)),
+            len(entries),
+            self.case.most_again,
+            self.before.whole_since if is_whole else self.before.entries,
         )
         return Row(name, self.seed, fired, (*self.case.wrong, *found))
 

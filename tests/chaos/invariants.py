@@ -56,6 +56,23 @@ class Tracked:
         return [run for run in self.runs if PARENT_TAG in run.data.tags]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What is known of a sweep before a session.
+
+    Args:
+        results: The finished trials.
+        entries: How many the journal had.
+        most_again: Epochs of a unit that may have to be trained again; None where its checkpoints were damaged.
+        whole_since: The entry since which no checkpoint was damaged: what was trained before may be trained again.
+    """
+
+    results: Results = field(default_factory=dict)
+    entries: int = 0
+    most_again: int | None = 1
+    whole_since: int = 0
+
+
 def results(record: SweepRecord) -> Results:
     """Metrics and ends of the finished trials, without the moments at which they came."""
     return {key: _result(trial) for key, trial in record.trials.items() if trial.state == "finished"}
@@ -118,36 +135,33 @@ def tested_once(entries: Sequence[Entry]) -> list[str]:
     return found
 
 
-def trained_again(entries: Sequence[Entry], since: int) -> dict[str, int]:
+def trained_again(entries: Sequence[Entry], before: Before) -> dict[str, int]:
     """How many epochs of each work unit were trained again although they had been told, most in any attempt.
 
     What a resumed unit tells again has the seconds that it was trained in; what is trained again has others.
-
-    Args:
-        entries: The journal.
-        since: How many of its entries are of attempts that do not count.
     """
     told: dict[tuple[str, int], set[float]] = {}
     attempt: dict[str, set[float]] = {}
     most: dict[str, int] = {}
-    for at, entry in enumerate(entries):
+    for at, entry in enumerate(entries[before.whole_since :], before.whole_since):
         match entry.event:
             case UnitStarted(unit):
                 attempt[unit] = set()
             case Evaluated(unit=unit, epoch=epoch, train_seconds=seconds):
                 known = told.setdefault((unit, epoch), set())
-                if known and seconds not in known and at >= since:
+                if known and seconds not in known and at >= before.entries:
                     attempt.setdefault(unit, set()).add(epoch)
                     most[unit] = max(most.get(unit, 0), len(attempt[unit]))
                 known.add(seconds)
     return most
 
 
-def lost_little(entries: Sequence[Entry], since: int, most: int | None) -> list[str]:
+def lost_little(entries: Sequence[Entry], before: Before) -> list[str]:
     """A unit that was interrupted goes on from its checkpoint: so many epochs at most are trained again."""
+    most = before.most_again
     return [
         f"unit {unit} trained {count} epochs again, at most {most} could be lost"
-        for unit, count in trained_again(entries, since).items()
+        for unit, count in trained_again(entries, before).items()
         if most is not None and count > most
     ]
 
@@ -368,21 +382,6 @@ def no_process(left: Sequence[int]) -> list[str]:
 # ----------------------------------------------------------------------------------------------------- together
 
 
-@dataclass(frozen=True)
-class Before:
-    """What is known of a sweep before a session.
-
-    Args:
-        results: The finished trials.
-        entries: How many the journal had.
-        most_again: Epochs of a unit that may have to be trained again; None where its checkpoints were damaged.
-    """
-
-    results: Results = field(default_factory=dict)
-    entries: int = 0
-    most_again: int | None = 1
-
-
 def after_a_session(code: int, entries: Sequence[Entry], before: Before, reference: Results) -> list[str]:
     """What can be asked at any moment, of the journal alone."""
     record = replay(entries)
@@ -393,7 +392,7 @@ def after_a_session(code: int, entries: Sequence[Entry], before: Before, referen
         *as_undisturbed(found, reference),
         *ended_once(entries),
         *tested_once(entries),
-        *lost_little(entries, before.entries, before.most_again),
+        *lost_little(entries, before),
         *truthful(code, record, has_begun=has_begun),
     ]
 

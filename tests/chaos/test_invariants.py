@@ -233,18 +233,21 @@ def test_a_sweep_that_is_done_may_not_end_as_failed(sweep: Finished) -> None:
 
 def test_epochs_that_are_trained_again_are_counted_and_those_told_again_are_not(sweep: Finished) -> None:
     evaluated = [sweep.entries[at] for at in sweep.events(Evaluated)]
-    known, started = len(sweep.entries), sweep.entries[sweep.events(UnitStarted)[0]]
+    before, started = invariants.Before({}, len(sweep.entries)), sweep.entries[sweep.events(UnitStarted)[0]]
     sweep.entries += [started, *evaluated]
-    assert invariants.trained_again(sweep.entries, known) == {}
+    assert invariants.trained_again(sweep.entries, before) == {}
 
     for entry in evaluated:
         assert isinstance(entry.event, Evaluated)
         slower = dataclasses.replace(entry.event, train_seconds=entry.event.train_seconds + 1)
         sweep.entries.append(Entry(entry.time, slower))
-    again = invariants.trained_again(sweep.entries, known)
+    again = invariants.trained_again(sweep.entries, before)
     assert max(again.values()) > 1
-    assert any("could be lost" in text for text in invariants.lost_little(sweep.entries, known, 1))
-    assert invariants.lost_little(sweep.entries, len(sweep.entries), 1) == []
+    assert any("could be lost" in text for text in invariants.lost_little(sweep.entries, before))
+    later = invariants.Before({}, len(sweep.entries))
+    assert invariants.lost_little(sweep.entries, later) == []
+    damaged = invariants.Before({}, before.entries, most_again=None)
+    assert invariants.lost_little(sweep.entries, damaged) == []
 
 
 def test_half_a_champion_and_one_that_is_gone_are_named(sweep: Finished) -> None:
