@@ -5,7 +5,7 @@
 # make test-cluster  `submit` to three Ray nodes on this machine, as root in network namespaces of their own
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
-# make chaos    kills a sweep in all ways that are known: a sample, about half an hour on two busy cores; chaos-all: hours
+# make chaos    kills a sweep in all ways that are known: a sample, under 20 minutes; chaos-all: hours
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Final
 
 from tests.chaos import chains, control, fuzz, points, table
 from tests.chaos.alone import ALONE
-from tests.chaos.chains import Ground, Journal, Row
+from tests.chaos.chains import Drawn, Ground, Journal, Row
 from tests.chaos.faults import AFTER, ENDING, SURVIVED
 from tests.chaos.points import Course, Undisturbed
 from tests.chaos.scene import MOMENT, POINT, Length, Scene, build_base
@@ -31,6 +32,7 @@ FUZZED: Final = "fuzzed YAML"
 HOSTILE: Final = "hostile YAML"
 AFTERWARDS: Final = ": after"
 """What stands behind a course's name in the rows of what was found wrong."""
+NOT_REACHED: Final = "not in this sample: no time was left"
 CONTROLS: Final = {control.DRIVER: False, control.STATE: True}
 
 
@@ -44,6 +46,8 @@ class Size:
         runs: Of each random fault.
         alone: Of each fault that needs a sweep of its own.
         lock_s: How long a database is locked.
+        fuzzed: Sweep files that are made up.
+        minutes: After which nothing new is begun; what was not reached is not in the sample.
     """
 
     courses: Sequence[Course]
@@ -52,9 +56,10 @@ class Size:
     alone: int
     lock_s: float
     fuzzed: int
+    minutes: float = math.inf
 
 
-QUICK: Final = Size((points.FINALISTS,), points=6, runs=1, alone=1, lock_s=8.0, fuzzed=2000)
+QUICK: Final = Size((points.FINALISTS,), points=6, runs=1, alone=1, lock_s=8.0, fuzzed=2000, minutes=17.0)
 ALL: Final = Size((points.SEARCH, points.FINALISTS), points=None, runs=60, alone=60, lock_s=60.0, fuzzed=2000)
 
 
@@ -77,6 +82,10 @@ class Run:
         """A line of progress."""
         print(f"[{time.monotonic() - self.began:5.0f} s] {text[:400]}", flush=True)  # noqa: T201
 
+    def is_late(self) -> bool:
+        """Whether nothing new is begun."""
+        return time.monotonic() - self.began > 60.0 * self.size.minutes
+
     def is_wanted(self, fault: str) -> bool:
         """Whether a fault was asked for."""
         return any(text in fault for text in self.only)
@@ -97,10 +106,13 @@ class Run:
         if goals or alone:
             known = self.reference("moments", MOMENT)
             ground = Ground(self.work, base, known, self.size.lock_s)
-            with ground.stack:
-                chains.run(ground, self.journal, goals, self.seed, self.say)
-            for name in alone:
+            for name in Random(self.seed).sample(alone, len(alone)):
                 self.alone(name, ground)
+            with ground.stack:
+                chains.run(ground, self.journal, goals, Drawn(self.seed, self.is_late), self.say)
+        for name in (*goals, *alone):
+            if self.is_late() and not self.journal.tried(name):
+                self.notes.setdefault(name, NOT_REACHED)
 
     def points(self, base: Path) -> None:
         """Every point of each course once, or a sample of them."""
@@ -155,7 +167,9 @@ class Run:
     def alone(self, name: str, ground: Ground) -> None:
         """A fault with sweeps of its own."""
         goal = self.size.alone
-        while self.journal.fired(name) < goal and self.journal.tried(name) < 2 * goal + 1:
+        while (
+            self.journal.fired(name) < goal and self.journal.tried(name) < 2 * goal + 1 and not self.is_late()
+        ):
             seed = self.seed * 1_000_000 + self.journal.tried(name)
             try:
                 row = ALONE[name](ground, seed)

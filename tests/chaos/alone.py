@@ -83,7 +83,7 @@ def hang(ground: Ground, seed: int) -> Row | None:
     if "trial_timeout_s" not in Sweep.model_fields:
         return None
     rng = Random(seed)
-    scene = Scene(ground.work / f"hang-{seed}", ground.base, MOMENT, extra="trial_timeout_s: 30\n")
+    scene = Scene(ground.work / f"hang-{seed}", ground.base, MOMENT, extra="trial_timeout_s: 20\n")
     scene.hang_at = rng.randint(2, 15)
     code = scene.run()
     entries = scene.entries()

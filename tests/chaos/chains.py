@@ -225,8 +225,23 @@ def compose(needed: Counter[str], rng: Random) -> tuple[Place, list[str], str | 
     return place, rng.sample(here[:LONGEST], len(here[:LONGEST])), last, most(list(AFTER))[:1]
 
 
-def run(ground: Ground, journal: Journal, goals: Counter[str], seed: int, say: Callable[[str], None]) -> None:
-    """Chains until every fault came so often in mid-work, or was tried three times as often."""
+@dataclass(frozen=True)
+class Drawn:
+    """By what chains are drawn, and how long.
+
+    Args:
+        seed: Of all that is random.
+        is_late: Whether no new one is begun.
+    """
+
+    seed: int
+    is_late: Callable[[], bool]
+
+
+def run(
+    ground: Ground, journal: Journal, goals: Counter[str], drawn: Drawn, say: Callable[[str], None]
+) -> None:
+    """Chains until every fault came so often in mid-work, or was tried three times as often, or it is late."""
     number = 0
     while True:
         needed = Counter(
@@ -236,10 +251,10 @@ def run(ground: Ground, journal: Journal, goals: Counter[str], seed: int, say: C
                 if journal.fired(name) < goal and journal.tried(name) < 3 * goal + 2
             }
         )
-        if not needed:
+        if not needed or drawn.is_late():
             return
         number += 1
-        own_seed = seed * 1_000_000 + len(journal.rows) * 100 + number
+        own_seed = drawn.seed * 1_000_000 + len(journal.rows) * 100 + number
         place, endings, survived, afterwards = compose(needed, Random(own_seed))
         with case_for(ground, place, own_seed) as case:
             for row in Chain(ground, case, own_seed).rows(endings, survived, afterwards):
