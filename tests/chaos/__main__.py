@@ -1,8 +1,9 @@
 """`make chaos` and `make chaos-all`: kills a sweep in all ways that are known, and prints what came of it.
 
-    python -m tests.chaos [--all] [--work DIR] [--seed N] [--only FAULT ...] [--fresh]
+    python -m tests.chaos [--all] [--work DIR] [--seed N] [--only FAULT ...] [--part K/N] [--fresh]
 
-What was done is kept in DIR, so that a run that was interrupted goes on; --fresh forgets it. Exit code 1: a violation,
+What was done is kept in DIR, so that a run that was interrupted goes on; --fresh forgets it. Machines that share the
+list of operations each take a part, into a folder of their own; their `rows.jsonl` in one file are the whole. Exit code 1: a violation,
 a fault that never came in mid-work, or a control that holds.
 """
 
@@ -71,6 +72,7 @@ class Run:
     size: Size
     seed: int
     only: Sequence[str]
+    part: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,9 @@ class Run:
     def kill_at(self, course: Course, listed: Sequence[str], known: Undisturbed, base: Path) -> None:
         """Every point of the list once, or a sample of them."""
         rng = Random(self.seed)
+        number, parts = self.part
         chosen = listed if self.size.points is None else points.sample(listed, self.size.points, rng)
+        chosen = chosen[number - 1 :: parts]
         names = {f"{course.fault}: {point}": point for point in chosen}
         left = [point for name, point in names.items() if not self.journal.fired(name)]
         self.say(f"{course.fault}: {len(left)} of {len(listed)} are left")
@@ -238,12 +242,19 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", default=[""], help="only faults whose name holds one of these texts"
     )
+    parser.add_argument(
+        "--part",
+        default="1/1",
+        help="K/N: every Nth operation from the Kth on, for machines that share the list",
+    )
     parser.add_argument("--fresh", action="store_true", help="forgets what was done in the folder")
     options = parser.parse_args()
     work: Path = (options.work or Path("runs") / ("chaos-all" if options.all else "chaos")).absolute()
     if options.fresh:
         shutil.rmtree(work, ignore_errors=True)
-    run = Run(work, ALL if options.all else QUICK, options.seed, options.only)
+    number, _, parts = options.part.partition("/")
+    size = ALL if options.all else QUICK
+    run = Run(work, size, options.seed, options.only, (int(number), int(parts)))
     run.carry_out()
     lines = run.outcome()
     print(table.render(lines))  # noqa: T201

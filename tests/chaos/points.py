@@ -19,6 +19,8 @@ from tests.chaos.scene import POINT, Scene
 
 ONE_SLOT: Final = "max_concurrent: 1\n"
 """So that the order of the operations is the same in each run."""
+_ALONE: Final = 0.2
+"""How often a worker that comes to its point dies without the driver, whose session then goes on for a minute."""
 MOST_KILLS: Final = 40
 """Of one sweep, which then goes on to its end and is looked at whole."""
 
@@ -140,7 +142,7 @@ def _one_sweep(scene: Scene, left: dict[str, None], known: Undisturbed, rng: Ran
     killed: list[str] = []
     while steps:
         scene.points = list(left) if len(killed) < MOST_KILLS else []
-        scene.kill_workers_alone = rng.random() < 0.5
+        scene.kill_workers_alone = rng.random() < _ALONE
         seen = len(killed)
         arguments = ("--trial", second(scene)) if steps[0] == "promote" else ()
         code = scene.run(*arguments, command=steps[0])
