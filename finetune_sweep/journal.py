@@ -62,11 +62,13 @@ def _read_segment(segment: Path, length: int | None) -> list[Entry]:
         try:
             entries.append(decode(line))
         except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(
-                f"{segment}:{number}: the journal is damaged ({error}). Restore this file from a copy, or"
-                " overwrite the line with as many spaces to lose only what it recorded; a trial without its end is"
-                " trained again."
-            ) from None
+            # A segment's first line says what the others are part of; MLflow knows the journal by the very first.
+            blank = (
+                ", or overwrite the line with as many spaces to lose only what it recorded; a trial without its end is"
+                " trained again"
+            )
+            advice = f"Restore this file from a copy{blank if number > 1 else ''}."
+            raise StorageError(f"{segment}:{number}: the journal is damaged ({error}). {advice}") from None
     return entries
 
 
@@ -100,7 +102,7 @@ class Journal:
         older = {segment.name: segment.stat().st_size for segment in layout.segments()}
         self.entries = read(layout)
         self.record = replay(self.entries)
-        self._token = owner.token
+        self._owner = owner
         self._file = DurableFile(layout.next_segment())
         self.append(SessionStarted(owner.token, owner.host, owner.pid, __version__, older))
 
@@ -113,7 +115,7 @@ class Journal:
         if not events:
             return
         owner = read_owner(self.layout)
-        if owner is not None and owner.token > self._token:
+        if owner is not None and owner != self._owner:
             raise StorageError(
                 f"{self.layout.root} was taken over by process {owner.pid} on {owner.host}; this one writes no more"
             )

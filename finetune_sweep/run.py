@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from finetune_sweep import disk, display, finalists, promote, registry, siblings
 from finetune_sweep.assembly import evaluate_folder
-from finetune_sweep.errors import SweepError
+from finetune_sweep.errors import SweepError, TrackingError
 from finetune_sweep.events import TrialEnded
 from finetune_sweep.lock import SweepLock
 from finetune_sweep.plan import Plan, make_plan, remaining
@@ -40,7 +40,12 @@ def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
     def steps(session: Session) -> int:
         _train(session)
         _choose(session)
-        _promote(session, promote.Options(command=command, keep=True))
+        try:
+            _promote(session, promote.Options(command=command, keep=True))
+        except TrackingError as error:
+            if not _failed(session):
+                raise
+            session.display.note(str(error))
         return 1 if _failed(session) else 0
 
     return drive(sweep, address, steps)

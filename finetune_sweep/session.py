@@ -117,14 +117,17 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
         undelivered = _deliver(session)
         session.journal.append(*session.mirror.collect())
         session.display.close()
+        if undelivered:
+            away = f"{session.mirror.reason}; missing there: {', '.join(undelivered[:3])}"
+        incomplete = f"MLflow is incomplete, the next run tries again: {away}"
+        if away and code not in {0, TrackingError.exit_code}:
+            display.say(incomplete)
     if code == INTERRUPTED:
         return _interrupted()
     _show_result(session)
-    if undelivered:
-        away = f"{session.mirror.reason}; missing there: {', '.join(undelivered[:3])}"
     if away and code in {0, TrackingError.exit_code}:
         session.journal.append(SessionEnded(TrackingError.exit_code))
-        raise TrackingError(f"MLflow is incomplete, the next run tries again: {away}")
+        raise TrackingError(incomplete)
     return code
 
 

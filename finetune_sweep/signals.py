@@ -31,13 +31,13 @@ class Signals:
         """The handler.
 
         Raises:
-            Interrupted: Inside of `raised`.
+            KeyboardInterrupt: Inside of `raised`. A wait for Ray ends at once for this one, and for no other.
         """
         if self._received:
             os._exit(INTERRUPTED)
         self._received.append(number)
         if self._is_raising:
-            raise Interrupted
+            raise KeyboardInterrupt
 
     def is_stopping(self) -> bool:
         """Whether a signal came."""
@@ -55,15 +55,20 @@ class Signals:
         self._is_raising = True
         try:
             yield
+        except KeyboardInterrupt:
+            raise Interrupted from None
         finally:
             self._is_raising = False
+        if self._received:  # a library has swallowed it
+            raise Interrupted
 
 
 @contextlib.contextmanager
 def collected() -> Iterator[Signals]:
-    """Collects the signals that ask to stop."""
+    """Collects the signals that ask to stop; one that is ignored, as SIGHUP is under `nohup`, stays ignored."""
     signals = Signals()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in asking if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, signals.note) for number in numbers]
     try:
         yield signals

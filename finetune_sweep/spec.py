@@ -234,9 +234,10 @@ class Tracking(Model):
             raise ValueError(
                 f"uri must be a database (sqlite:///mlflow.db) or a server (http://...), got {self.uri!r}"
             )
-        if self.registered_model is not None and set(self.registered_model) & set("/:"):
+        if self.registered_model is not None and set(self.registered_model) & set("/:'"):
             raise ValueError(
-                f"registered_model must not hold '/' or ':', which MLflow refuses, got {self.registered_model!r}"
+                "registered_model must not hold '/', ':' or an apostrophe, which MLflow refuses, got"
+                f" {self.registered_model!r}"
             )
         return self
 

@@ -27,6 +27,8 @@ Path_ = tuple[str | int, ...]
 MAX_BYTES: Final = 250_000
 MAX_DEPTH: Final = 20
 
+_LARGEST = 2**63 - 1
+"""A whole number above it fits neither a float nor a column of a database."""
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -348,7 +350,10 @@ def _resolve(text: str) -> Value:
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        whole = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if abs(whole) > _LARGEST:
+            raise OverflowError(text)
+        return whole
     if not _FLOAT.fullmatch(text):
         return text
     named = text.lower().lstrip("+-") in (".inf", ".nan")

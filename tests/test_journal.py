@@ -263,6 +263,29 @@ def test_a_line_that_was_overwritten_with_spaces_is_passed_over(layout: Layout) 
     assert open_journal(layout, 2).record.trials["a"].state == "planned"
 
 
+def test_a_first_line_is_not_to_be_overwritten_since_the_runs_in_mlflow_are_known_by_it(
+    layout: Layout,
+) -> None:
+    open_journal(layout).append(*planned("a"))
+    (segment,) = layout.segments()
+    first, *others = segment.read_bytes().splitlines(keepends=True)
+    for number, lines in ((1, [b"x" + first[1:], *others]), (2, [first, b"x" + others[0][1:], *others[1:]])):
+        segment.write_bytes(b"".join(lines))
+        with pytest.raises(StorageError, match=rf"000001\.jsonl:{number}: the journal is damaged") as refused:
+            open_journal(layout, 2)
+        assert ("as many spaces" in str(refused.value)) == (number > 1)
+
+
+def test_a_driver_whose_lock_was_removed_writes_no_more_once_another_has_it(layout: Layout) -> None:
+    with SweepLock(layout) as lock:
+        journal = Journal(layout, lock.owner)
+        layout.lock.unlink()
+        with SweepLock(layout) as second:
+            assert second.owner.token == lock.owner.token
+            with pytest.raises(StorageError, match="was taken over by process"):
+                journal.append(*planned("a"))
+
+
 def test_a_driver_that_lost_the_sweep_writes_no_more(layout: Layout) -> None:
     with SweepLock(layout) as lock:
         journal = Journal(layout, lock.owner)

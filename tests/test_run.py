@@ -207,16 +207,43 @@ def test_a_fault_of_the_first_trial_stops_the_sweep_with_its_reason(
     assert sum(trial["attempts"] for trial in trials(sweep).values()) <= 4
 
 
-def stop(sweep: Path, when: Callable[[list[Event]], bool], number: signal.Signals) -> tuple[int, str]:
+def stop(
+    sweep: Path,
+    when: Callable[[list[Event]], bool],
+    number: signal.Signals,
+    reached: Callable[[], bool] = lambda: True,
+) -> tuple[int, str]:
     """Runs a sweep and sends it a signal at a moment, to all its processes as a terminal does."""
     line = [sys.executable, "-m", "finetune_sweep", "run", str(sweep)]
     driver = subprocess.Popen(
         line, cwd=sweep.parent, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for(sweep, when)
+    while not reached() and driver.poll() is None:
+        time.sleep(0.02)
     os.killpg(driver.pid, number)
     out, _ = driver.communicate(timeout=TIMEOUT_S)
     return driver.returncode, out
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    program = (
+        "import os, signal\n"
+        "from finetune_sweep.signals import collected\n"
+        "with collected() as asked:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    print(asked.is_stopping())\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(asked.is_stopping())\n"
+    )
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", program],  # noqa: S607 - found by the shell's rules, as a user's is
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 def ended(events: list[Event]) -> int:
@@ -244,6 +271,13 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: Wr
     assert code == 130, out
     assert not layout(sweep).best.exists()
     assert {trial["state"] for trial in trials(sweep).values()} == {"finished"}
+
+    def is_promoting() -> bool:
+        return any(layout(sweep).root.glob(".best.*.tmp/config.json"))
+
+    code, out = stop(sweep, lambda events: ended(events) == 4, signal.SIGINT, is_promoting)
+    assert code == 130, out  # also while it waits for the process that evaluates the promoted model
+    assert not layout(sweep).best.exists()
 
     assert command("run", sweep, cwd=sweep.parent).code == 0
     after = trials(sweep)

@@ -263,7 +263,7 @@ BAD = {
     ),
     "registered model with a slash": (
         added("tracking: {registered_model: a/b}\n"),
-        "bad.yaml:14: tracking: registered_model must not hold '/' or ':', which MLflow refuses, got 'a/b'",
+        "bad.yaml:14: tracking: registered_model must not hold '/', ':' or an apostrophe, which MLflow refuses, got 'a/b'",
     ),
     "no YAML": (
         replaced("{type: grid}", "{type: grid"),

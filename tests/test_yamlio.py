@@ -21,7 +21,9 @@ from finetune_sweep.yamlio import (
     render_path,
 )
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+scalars = (
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False) | st.text()
+)
 values: st.SearchStrategy[Value] = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -152,6 +154,9 @@ def test_all_problems_are_reported_at_once_in_order() -> None:
         ("a: b\nc: \x07\n", 2, "control character U+0007"),
         ("a: 1\nb: 1e999\n", 2, "b: the number 1e999 is too large"),
         (f"a: {'9' * 5000}\n", 1, "is too large"),
+        (f"a: {{low: 1e-5, high: 1{'0' * 400}}}\n", 1, "is too large"),
+        (f"a: 0x{'f' * 5000}\n", 1, "is too large"),
+        ("a: 9223372036854775808\n", 1, "a: the number 9223372036854775808 is too large"),
         ("a: !custom 1\n", 1, "the tag '!custom' is refused"),
         ("b: *unknown\n", 1, "got '*unknown': write the value out"),
     ],

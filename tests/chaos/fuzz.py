@@ -42,6 +42,8 @@ PIECES: Final = (
     "1e999",
     "0x10",
     "9" * 30,
+    "9" * 400,
+    "0x" + "f" * 5000,
     "-1",
     "../../x",
     "[]",
@@ -183,6 +185,8 @@ def write_corpus(folder: Path) -> list[Path]:
         "deep_lists": f"name: deep\n{rest}space: {'[' * 100_000}",
         "deep_mappings": f"name: deep\n{rest}space: {'{a: ' * 100_000}",
         "alias_bomb": "\n".join(["a0: &a0 [x]", *bombs]),
+        "a_long_number": f"name: n\n{rest}space: {{learning_rate: {{low: 1e-5, high: 1{'0' * 400}}}}}\nmetric: loss\n",
+        "a_long_hexadecimal": f"name: n\n{rest}space: {{epochs: [0x{'f' * 5000}]}}\nmetric: loss\n",
         "many_keys": "\n".join(f"key{number}: {number}" for number in range(50_000)),
         "many_cells": f"name: cells\n{rest}space: {{"
         + ", ".join(

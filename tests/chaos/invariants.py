@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.challenge import CHAMPION
 from finetune_sweep.durable import check_folder
-from finetune_sweep.errors import StorageError
+from finetune_sweep.errors import StorageError, TrackingError
 from finetune_sweep.events import (
     Entry,
     Evaluated,
@@ -39,8 +39,6 @@ COMPLETE: Final = frozenset({0})
 """Exit codes that say that everything is done."""
 LEAVES_DONE: Final = frozenset({4, 130})
 """Exit codes that a sweep may have in which everything is done: MLflow does not know it all, or it was stopped then."""
-DISK_FULL: Final = 1
-"""The exit code that may be missing in the journal, as there was no room for it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ class Before:
         results: The finished trials.
         entries: How many the journal had.
         most_again: Epochs of a unit that may have to be trained again; None where its checkpoints were damaged.
+        has_room: Whether the disk will have room.
         whole_since: The entry since which no checkpoint was damaged: what was trained before may be trained again.
     """
 
@@ -71,6 +70,7 @@ class Before:
     entries: int = 0
     most_again: int | None = 1
     whole_since: int = 0
+    has_room: bool = True
 
 
 def results(record: SweepRecord) -> Results:
@@ -166,13 +166,14 @@ def lost_little(entries: Sequence[Entry], before: Before) -> list[str]:
     ]
 
 
-def truthful(code: int, record: SweepRecord, *, has_begun: bool = True) -> list[str]:
+def truthful(code: int, record: SweepRecord, *, has_begun: bool = True, has_room: bool = True) -> list[str]:
     """0 stands for a sweep that is done, and one that is done ends with 0, 4 or 130; the journal has the same code.
 
     Args:
         code: How the last session ended; negative if by a signal that it could not answer.
         record: What the journal says.
         has_begun: Whether that session took the sweep, so that its end is journalled.
+        has_room: Whether the disk had room for that.
     """
     open_trials = [trial.key for trial in record.current() if trial.state not in {"finished", "diverged"}]
     is_done = bool(record.current()) and not open_trials and record.promoted is not None
@@ -182,7 +183,9 @@ def truthful(code: int, record: SweepRecord, *, has_begun: bool = True) -> list[
         return [f"the exit code is 0, but {why}"]
     if is_done and is_registered and has_begun and code not in {*COMPLETE, *LEAVES_DONE} and code >= 0:
         return [f"the exit code is {code}, but everything is done"]
-    is_told = record.exit_code == code or (record.exit_code is None and code == DISK_FULL)
+    if code == TrackingError.exit_code and open_trials:
+        return [f"the exit code is {code}, but {open_trials} have no result"]
+    is_told = record.exit_code == code or not has_room
     if has_begun and code >= 0 and not is_told:
         return [f"the exit code is {code}, but the journal has {record.exit_code}"]
     return []
@@ -393,7 +396,7 @@ def after_a_session(code: int, entries: Sequence[Entry], before: Before, referen
         *ended_once(entries),
         *tested_once(entries),
         *lost_little(entries, before),
-        *truthful(code, record, has_begun=has_begun),
+        *truthful(code, record, has_begun=has_begun, has_room=before.has_room),
     ]
 
 

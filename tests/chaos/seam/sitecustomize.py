@@ -45,6 +45,7 @@ MLFLOW_WRITES = [
     "create_registered_model",
     "create_model_version",
     "set_registered_model_alias",
+    "delete_registered_model_alias",
 ]
 RENAMED = {"os.remove": "unlink", "os.truncate": "truncate", "os.mkdir": "mkdir", "os.rmdir": "rmdir"}
 
@@ -77,7 +78,7 @@ class Seam:
                 file.write(str(os.getpid()))
 
     def inside(self, path: object) -> str | None:
-        """The part of a path within the sweep's folder, without process numbers; None for any other path."""
+        """The part of a path within the sweep's folder, without numbers of processes; None for any other path."""
         if isinstance(path, int):
             with contextlib.suppress(OSError):
                 path = os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115 - an audit hook stays light
@@ -85,6 +86,7 @@ class Seam:
         if text != self.root and not text.startswith(self.root + "/"):
             return None
         name = re.sub(r"\.\d+\.tmp", ".PID.tmp", text[len(self.root) + 1 :])
+        name = re.sub(r"^\.best\.[a-z0-9_]{8}\.tmp", ".best.RANDOM.tmp", name)
         return re.sub(r"journal/\d+", "journal/N", name) or "."
 
     def announce(self, operation: str, name: str, *, counted: bool = True) -> None:
