@@ -67,7 +67,7 @@ def test_a_condition_stands_beside_values_and_beside_ranges() -> None:
         ("{values: [1], low: 2}", "x.low: `low` belongs to a range, `values` to a choice"),
         ("{low: a, high: true}", "x.low: `low` must be a number, got the text 'a'"),
         ("{low: 1, high: .inf}", "x.high: `high` must be finite"),
-        ("{low: 1, high: 99999999999999999999}", "a whole number within 2^53"),
+        ("{low: 1, high: 9999999999999999}", "a whole number within 2^53"),
         ("{low: 1, high: 2, log: on}", "x.log: `log` must be true or false, got the text 'on'"),
         ("{low: 1, high: 2, count: 1}", "`count` must be at least 2, for both ends of the range, got 1"),
         ("{low: 1, high: 2, count: 2.5}", "`count` must be a whole number of at least 2, got the number 2.5"),

@@ -19,7 +19,7 @@ from ray import tune
 from finetune_sweep import disk, siblings
 from finetune_sweep.durable import check_folder, remove_folder, write_atomic
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
-from finetune_sweep.events import CheckpointRemoved, Event, Failure, Suggested, TrialEnded
+from finetune_sweep.events import CheckpointRemoved, CheckpointWritten, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan, remaining
@@ -124,7 +124,12 @@ class Driver:
         """Trains a finished trial again for what it left behind; its recorded values stand."""
         trial = next(trial for trial in self.plan.trials if trial.key == key)
         rebuild = Assignment(WorkUnit((trial,)), rebuild=key, predictions=self.finals)
-        self._fit(UnitSearcher(iter([rebuild])), 1)
+        known = len(self.journal.entries)
+        for _ in range(self.plan.sweep.retries + 1):
+            self._fit(UnitSearcher(iter([rebuild])), 1)
+            if any(isinstance(entry.event, CheckpointWritten) for entry in self.journal.entries[known:]):
+                break
+        self.remove_orphans()
 
     def _assignments(self, units: Sequence[WorkUnit]) -> Iterator[Assignment]:
         """The units that are known, the costliest first, so that slots end together; then what the search asks for."""
@@ -221,12 +226,15 @@ class Driver:
     def retain(self) -> None:
         """Deletes the checkpoints that cannot be promoted any more."""
         promotable = self.journal.record.promotable(self.plan.sweep.keep_checkpoints)
-        kept = {trial.checkpoint for trial in promotable}
-        for trial in self.journal.record.trials.values():
-            checkpoint = trial.checkpoint
-            if checkpoint is not None and checkpoint not in kept:
-                self.journal.append(CheckpointRemoved(trial.key))
-                remove_folder(self.layout.within(checkpoint))
+        named = {trial.checkpoint for trial in self.journal.record.trials.values()}
+        for checkpoint in sorted(named - {None} - {trial.checkpoint for trial in promotable}, key=str):
+            self._forget(str(checkpoint))
+            remove_folder(self.layout.within(str(checkpoint)))
+
+    def _forget(self, checkpoint: str) -> None:
+        """Notes that a checkpoint is gone, for all trials of its trajectory that have it, before any of it is."""
+        trials = self.journal.record.trials.values()
+        self.journal.append(*(CheckpointRemoved(t.key) for t in trials if t.checkpoint == checkpoint))
 
     def remove_orphans(self) -> None:
         """Deletes what a killed run left: checkpoints of no trial, and those for resuming one that has ended."""
@@ -247,7 +255,7 @@ class Driver:
         try:
             check_folder(self.layout.within(trial.checkpoint))
         except StorageError:
-            self.journal.append(CheckpointRemoved(trial.key))
+            self._forget(trial.checkpoint)
             return False
         return True
 
