@@ -69,12 +69,13 @@ class Plan:
             UserError: If its values do not go together.
         """
         from finetune_sweep.tasks import TASKS
+        from finetune_sweep.train import effect
 
         sweep = self.sweep
         seed = sweep.seed if seed is None else seed
         model = str(config.get("model", sweep.model))
         max_length = int(str(config.get("data.max_length", sweep.data.max_length)))
-        training = training_of(sweep, config)
+        training = effect.effective(sweep, model, training_of(sweep, config))
         if training.precision == "auto":
             training = training.model_copy(update={"precision": self.precision})
         arch = _architecture(model, sweep.cache)
@@ -123,6 +124,7 @@ def check(sweep: Sweep) -> list[Problem]:
     """What is wrong with a sweep that its file alone does not show: the task's words, and the models' depths."""
     from finetune_sweep.tasks import TASKS
     from finetune_sweep.tasks.contract import metrics_of
+    from finetune_sweep.train import effect
 
     task = TASKS[sweep.task]
     metrics = metrics_of(task)
@@ -141,7 +143,7 @@ def check(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return problems + _augment_problems(sweep) + _model_problems(sweep)
+    return [*problems, *_augment_problems(sweep), *_model_problems(sweep), *effect.problems(sweep)]
 
 
 def _augment_problems(sweep: Sweep) -> list[Problem]:

@@ -192,10 +192,21 @@ class Training(Model):
     """Decoupled weight decay; biases and norms are left out."""
     max_grad_norm: float = Field(1.0, ge=0, json_schema_extra=IN_KEY)
     """The gradient's norm is clipped to this; 0 turns clipping off."""
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", json_schema_extra=IN_KEY)
-    """`adamw` (Loshchilov & Hutter 2019) or `sgd` without momentum."""
+    optimizer: Literal["adamw", "sgd", "adafactor"] = Field("adamw", json_schema_extra=IN_KEY)
+    """`adamw` (Loshchilov & Hutter 2019), `sgd` without momentum, or `adafactor` (Shazeer & Stern 2018), whose
+    learning rate is a part of each tensor's root mean square: 1e-3 is a usual one."""
     lr_schedule: LrSchedule = Field(Constant(type="constant"), json_schema_extra=IN_KEY)
     """How the learning rate moves over the steps."""
+    layerwise_lr_decay: float = Field(1.0, gt=0, le=1, json_schema_extra=IN_KEY)
+    """Each block has the learning rate of the one above times this; what follows the blocks has the full one."""
+    l2_sp: float = Field(0.0, ge=0, le=1000, json_schema_extra=IN_KEY)
+    """A pull of pretrained weights back to their pretrained values, in the place of `weight_decay`, which then acts on
+    new weights alone (L2-SP, Li et al. 2018)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """This part of the target is spread evenly over the classes in training (Szegedy et al. 2016)."""
+    adversarial_epsilon: float = Field(0.0, ge=0, le=1000, json_schema_extra=IN_KEY)
+    """Each text is learned also with its word embeddings moved by a step of this length that raises its loss (fast
+    gradient method, Miyato et al. 2017); 0 for no such step."""
     early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
     """When to end before the last epoch; `null` for never."""
     augment: Augment | None = Field(None, json_schema_extra=IN_KEY)

@@ -17,7 +17,7 @@ from finetune_sweep.yamlio import Value
 Depth = int | Literal["embeddings"]
 _KEY_DIGITS: Final = 16
 _TOGETHER: Final = 64  # heads in a stack
-_STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision")
+_STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision", "label_smoothing")
 _STACKED_EACH: Final = (
     "learning_rate",
     "lr_schedule",

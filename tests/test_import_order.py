@@ -57,6 +57,7 @@ ORDER = (
     "finetune_sweep.train.scratch",
     "finetune_sweep.train.weights",
     "finetune_sweep.train.architecture",
+    "finetune_sweep.train.effect",
     "finetune_sweep.train.layers",
     "finetune_sweep.train.optim",
     "finetune_sweep.train.augment",

@@ -62,13 +62,17 @@ def test_the_same_file_gives_the_same_keys_and_more_values_keep_them(write_sweep
         "training.precision=bf16",
         "training.lr_schedule=linear",
         "training.early_stopping={patience: 1}",
+        "training.layerwise_lr_decay=0.9",
+        "training.l2_sp=0.1",
+        "training.label_smoothing=0.1",
+        "training.adversarial_epsilon=0.5",
         "seed=1",
         "data.max_length=12",
         "data.split.seed=1",
     ],
 )
 def test_what_can_change_a_result_changes_the_keys(change: str, write_sweep: WriteSweep) -> None:
-    file = write_sweep()
+    file = write_sweep(space="{learning_rate: [1e-3, 1e-2], epochs: [1, 4]}")
 
     assert not set(keys(planned(file))) & set(keys(planned(file, change)))
 

@@ -147,7 +147,7 @@ BAD = {
     ),
     "a dimension that is no setting of training": (
         space("seed: [0, 1]"),
-        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, layerwise_lr_decay, l2_sp, label_smoothing, adversarial_epsilon, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
     ),
     "condition on an unknown dimension": (
         space("epochs: {values: [1], when: {freeze_depth: [0]}}"),
@@ -168,6 +168,18 @@ BAD = {
     "depth that is no depth": (
         training("freeze_depth: half"),
         "bad.yaml:13: training.freeze_depth: must be a number of blocks from 0, 'embeddings', 'all' or a percentage such as '50%', got 'half'",
+    ),
+    "rates that decay where no block is trained": (
+        training("freeze_depth: all\n  layerwise_lr_decay: 0.9"),
+        "bad.yaml:14: training.layerwise_lr_decay: 0.9 changes no rate: at freeze_depth 6 only what follows the 6 blocks of minilm-l6 is trained, at the full one; lower freeze_depth, or leave layerwise_lr_decay out",
+    ),
+    "rates that decay in a space where no block is trained": (
+        space("freeze_depth: [all]\n  layerwise_lr_decay: [1.0, 0.9, 0.8]"),
+        "bad.yaml:10: space.layerwise_lr_decay: 0.9 changes no rate: at freeze_depth 6 only what follows the 6 blocks of minilm-l6 is trained, at the full one; lower freeze_depth, or leave layerwise_lr_decay out",
+    ),
+    "patience that is longer than the training": (
+        training("early_stopping: {patience: 3}"),
+        "bad.yaml:13: training.early_stopping.patience: 3 cannot end a training of 1 epochs: so many evaluations come after the first, and then an epoch that is spared; give epochs of at least 5, or less patience",
     ),
     "unknown metric": (
         replaced("metric: accuracy", "metric: acuracy"),

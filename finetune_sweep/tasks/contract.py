@@ -293,8 +293,15 @@ class Task(Protocol):
             UserError: The folder does not hold a model that can do the task.
         """
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
-        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output."""
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output.
+
+        Args:
+            output: Of the model.
+            batch: With the labels.
+            label_smoothing: The part of the target that is spread evenly over the classes; a sweep gives none to a
+                task without classes.
+        """
 
     def predict(self, output: Output, batch: Batch) -> Predictions:
         """Returns what the metrics need of one batch, in the order of its rows."""

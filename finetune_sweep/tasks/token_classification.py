@@ -109,13 +109,17 @@ class TokenClassification:
         """
         return loading.load_model(folder, self.auto_model, classes)
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the words of each row in nats, shape `(batch,)`, float32."""
         from torch.nn import functional
 
         labels = batch["labels"]
         of_token = functional.cross_entropy(
-            output.logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+            output.logits.float().transpose(1, 2),
+            labels,
+            reduction="none",
+            ignore_index=IGNORED,
+            label_smoothing=label_smoothing,
         )
         return of_token.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
 

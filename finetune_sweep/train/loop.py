@@ -20,6 +20,7 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
+from finetune_sweep.train.adversarial import fast_gradient
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, Seen, derive_seed
@@ -50,12 +51,14 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     layers.initialize_new(model, new_parameters, derive_seed(job.seed, "head"))
     layers.freeze(model, job.arch, job.depth)
     model.to(job.device)  # type: ignore[arg-type]
+    anchored = optim.anchors(model, new_parameters, job.settings)
     return LoopState(
         model=model,
         forward=forward_of(model, job.arch, unpadding=job.unpadding, first=job.first),
-        optimizer=optim.build_optimizer(model, job.settings),
+        optimizer=optim.build_optimizer(model, job.settings, arch=job.arch, anchored=anchored),
         changed=layers.changed_tensors(model, job.arch, job.depth),
         micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
+        anchored=anchored,
     )
 
 
@@ -98,7 +101,7 @@ def fit(
             step=state.step,
             examples=state.epoch * len(job.train),
             train_loss=train_loss,
-            learning_rate=state.optimizer.param_groups[0]["lr"],
+            learning_rate=rate_at(job, state.step - 1),
             metrics=metrics,
             train_metrics=train_metrics,
             train_seconds=train_seconds,
@@ -157,6 +160,12 @@ def steps_per_epoch(job: Job) -> int:
     return math.ceil(len(job.train) / job.settings.batch_size)
 
 
+def rate_at(job: Job, step: int) -> float:
+    """The learning rate of a step, counted from 0, where nothing scales it down."""
+    settings, total_steps = job.settings, job.settings.epochs * steps_per_epoch(job)
+    return optim.learning_rate(settings.lr_schedule, settings.learning_rate, step, total_steps)
+
+
 def _order(job: Job, epoch: int) -> NDArray[np.int64]:
     """The order of the rows in an epoch, counted from 1."""
     return np.random.default_rng(derive_seed(job.seed, "order", epoch)).permutation(len(job.train))
@@ -171,15 +180,11 @@ def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[
     started = time.perf_counter()
     layers.train_mode(state.model, job.arch, job.depth)
     order, steps, size = _order(job, state.epoch + 1), steps_per_epoch(job), job.settings.batch_size
-    settings = job.settings
     last = (state.epoch + 1) * steps
     losses, seen = list(state.pending.losses), list(state.pending.seen)
     while state.step < (last if until is None else min(until, last)) and not is_stopping():
         first = (state.step - state.epoch * steps) * size
-        rate = optim.learning_rate(
-            settings.lr_schedule, settings.learning_rate, state.step, settings.epochs * steps
-        )
-        optim.set_learning_rate(state.optimizer, rate)
+        optim.set_learning_rate(state.optimizer, rate_at(job, state.step))
         loss, outputs = _train_step(job, state, order[first : first + size])
         losses.append(loss)
         seen += outputs
@@ -240,19 +245,38 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
         batch = _collate(job.task, job.train, part, job.pad_token_id)
-        # Dropout layers draw from the process's generator and take no other.
-        torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
-        output = _compute(state.forward, batch, job.device, job.precision)
-        labels = _labels(batch, job.device)
-        loss = job.task.losses(output, labels).sum()
+        seed = derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro)
+        found, said = _objective(job, state, batch, seed)
+        loss = found.sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-        seen.append(Seen(output.logits.detach(), labels))
+        seen.append(said)
     return torch.stack(losses).sum(), seen
 
 
+def _objective(job: Job, state: LoopState, batch: Batch, seed: int) -> tuple[Tensor, Seen]:
+    """What is minimised of each row of a batch, shape `(rows,)`, and what the model said of the rows as they are."""
+    labels = _labels(batch, job.device)
+    outputs: list[Output] = []
+
+    def losses() -> Tensor:
+        # Dropout layers draw from the process's generator and take no other.
+        torch.manual_seed(seed)
+        outputs.append(_compute(state.forward, batch, job.device, job.precision))
+        return job.task.losses(outputs[-1], labels, job.settings.label_smoothing)
+
+    epsilon = job.settings.adversarial_epsilon
+    if epsilon:
+        words = state.model.get_input_embeddings()
+        found = fast_gradient(words, losses, epsilon, batch["attention_mask"].sum(1)).total
+    else:
+        found = losses()
+    return found, Seen(outputs[0].logits.detach(), labels)
+
+
 def _update(job: Job, state: LoopState) -> int:
-    """Clips the gradient and moves the weights; returns the number of steps taken by then."""
+    """Pulls, clips the gradient and moves the weights; returns the number of steps taken by then."""
+    optim.pull(state.anchored, job.settings.l2_sp)
     if job.settings.max_grad_norm:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,7 @@ import torch
 from finetune_sweep.errors import StorageError
 from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Predictions, Task
 from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.optim import Anchor
 from finetune_sweep.train.packing import Forward
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Evaluation:
         epoch: Epochs trained, from 1.
         step: Optimizer steps taken.
         examples: Training examples seen, repetitions counted.
-        train_loss: Mean over the epoch of the loss of each example at the moment it was trained on.
+        train_loss: Mean over the epoch of what was minimised of each example at the moment it was trained on: its loss,
+            with smoothed labels where the settings ask for them, and the adversarial one on top.
         learning_rate: That of the last step.
         metrics: Of the validation split, with `loss`.
         train_metrics: The same of the training examples, each at the moment it was trained on, so with dropout.
@@ -163,6 +165,7 @@ class LoopState:
         pending: What is known of the epoch that it stands in.
         history: All evaluations so far.
         predictions: Those of the last evaluation in this process, for each validation row in order.
+        anchored: The pretrained weights that are pulled to where they came from.
     """
 
     model: PreTrainedModel
@@ -175,6 +178,7 @@ class LoopState:
     pending: Pending = field(default_factory=Pending)
     history: list[Evaluation] = field(default_factory=list)
     predictions: Predictions | None = None
+    anchored: Sequence[Anchor] = ()
 
     def state_dict(self) -> Snapshot:
         """Copies the state; meant for the moment when `fit` has yielded an evaluation, or after `loop.settle`.

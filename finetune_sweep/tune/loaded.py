@@ -228,6 +228,8 @@ class Loaded:
         blocks = prefix_cache.blocks_to_keep(job.depth)
         if not (blocks and sweep.speed.prefix_cache and job.unpadding and job.arch.can_pack):
             return job
+        if job.settings.adversarial_epsilon:  # its step begins before the frozen blocks
+            return job
         model.to(job.device)  # type: ignore[arg-type]  # transformers types only torch.device
         splits: list[Encoded] = []
         for rows, encoded in zip(self._rows(trial), (job.train, job.validation), strict=True):

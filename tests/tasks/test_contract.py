@@ -105,6 +105,23 @@ def test_what_a_batch_holds_of_a_row_does_not_depend_on_the_others(made: Made) -
     assert both[0].losses[7] == pytest.approx(both[1].losses[0], abs=1e-5)
 
 
+def test_smoothed_labels_are_a_mixture_of_the_right_class_and_all(made: Made) -> None:
+    """A loss is linear in its target: with e it is (1 - e) times the row's own, and e times the mean over classes."""
+    model, _ = made.task.build_model(made.folder, made.classes)
+    batch = made.task.collate(made.encoded, np.array([3, 0, 5], dtype=np.int64), made.pad)
+    output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    with torch.no_grad():
+        own, smoothed = (made.task.losses(output, batch, smoothing) for smoothing in (0.0, 0.25))
+        labels = batch["labels"]
+        if labels.ndim > 1 and output.logits.ndim == 2:  # several classes a row, each of them there or not
+            others = [torch.zeros_like(labels), torch.ones_like(labels)]
+        else:
+            others = [labels.masked_fill(labels != IGNORED, place) for place in range(len(made.classes))]
+        mean = torch.stack([made.task.losses(output, {**batch, "labels": each}) for each in others]).mean(0)
+    torch.testing.assert_close(smoothed, 0.75 * own + 0.25 * mean, rtol=0, atol=1e-5)
+    assert not torch.equal(smoothed, own)
+
+
 def _only(encoded: Encoded, row: int) -> Encoded:
     from finetune_sweep.tasks.contract import Ragged
 
