@@ -62,7 +62,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from finetune_sweep.train import layers
 
     pretrained = Loaded(plan).pretrained(trial.model)
-    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.depth)
+    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.opened)
     try:
         stored = load_file(checkpoint / CHANGED_TENSORS)
     except (OSError, SafetensorError) as error:

@@ -43,7 +43,7 @@ class DiskNeed:
 def estimate(plan: Plan) -> DiskNeed:
     """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
     sweep = plan.sweep
-    known = {(trial.model, trial.depth, trial.training.optimizer) for trial in plan.trials}
+    known = {(trial.model, trial.opened, trial.training.optimizer) for trial in plan.trials}
     # A search that learns from results has no trials yet: then all of a model may be trained.
     runs = known or {(model, 0, sweep.training.optimizer) for model in plan.models}
     kept, resumed, whole = [], [], []

@@ -31,6 +31,7 @@ ORDER = (
     "finetune_sweep.selection",
     "finetune_sweep.verdict",
     "finetune_sweep.settings",
+    "finetune_sweep.phases",
     "finetune_sweep.speed",
     "finetune_sweep.spec",
     "finetune_sweep.complaints",

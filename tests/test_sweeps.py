@@ -20,6 +20,8 @@ TRIALS: Mapping[str, int] = {
     "choose_model": 8,
     "bert_hub": 36,
     "augmentation": 8,
+    "unfreezing": 20,
+    "keras_recipe": 1,
     "mnist": 2,
     "mnist_hub": 9,
     "addresses": 4,
@@ -32,7 +34,7 @@ def spaces_of(sweep: Path) -> set[Path]:
     """The files that a sweep's `space` names."""
     document = yamlio.load(sweep).value
     assert isinstance(document, dict)
-    space = document["space"]
+    space = document.get("space", [])
     parts = space if isinstance(space, list) else [space]
     return {(sweep.parent / part).resolve() for part in parts if isinstance(part, str)}
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from finetune_sweep.errors import Problem, UserError
-from finetune_sweep.settings import Training
+from finetune_sweep.phases import level_of, probe_epochs
+from finetune_sweep.settings import Plateau, Training
 from finetune_sweep.space import Config, Dimension, Space, endpoints, is_active
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import training_of
@@ -22,11 +23,14 @@ from finetune_sweep.train import architecture, weights
 from finetune_sweep.train.architecture import Architecture, Depth
 
 METHODS: Final = (
+    "unfreeze",
+    "linear_probe",
     "layerwise_lr_decay",
     "l2_sp",
     "label_smoothing",
     "adversarial_epsilon",
     "early_stopping",
+    "lr_schedule",
 )
 """The settings that are looked at."""
 _OTHERS: Final = frozenset({"model", "freeze_depth", "epochs"})
@@ -42,6 +46,7 @@ class Subject:
         task: Its name in the sweep file.
         model: What messages call it.
         depth: The resolved freeze depth.
+        opened: What stays frozen throughout; less than that where blocks are unfrozen.
         arch: Where the model's blocks are.
         has_classes: Whether the answers are classes.
         has_words: Whether the inputs are texts.
@@ -51,6 +56,7 @@ class Subject:
     task: str
     model: str
     depth: Depth
+    opened: Depth
     arch: Architecture
     has_classes: bool
     has_words: bool
@@ -87,15 +93,18 @@ def subject_of(sweep: Sweep, model: str, training: Training) -> Subject:
     name = model.rpartition("/")[2].rpartition(":")[2]
     folder = weights.locate(model, Path(), Path(sweep.cache or ""))
     arch = architecture.describe(weights.read_config(folder), name)
-    depth = architecture.resolve_depth(training.freeze_depth, arch)
+    depth = opened = architecture.resolve_depth(training.freeze_depth, arch)
+    if training.unfreeze is not None:
+        opened = architecture.resolve_depth(training.unfreeze.to_depth, arch)
     kinds = [column.kind for column in TASKS[sweep.task].columns]
     known = not model.startswith("scratch:")
-    if known and training.l2_sp and depth == arch.blocks:
+    if known and training.l2_sp and opened == arch.blocks:
         known = _holds_head(weights.parameter_shapes(folder), arch)
     return Subject(
         task=sweep.task,
         model=name,
         depth=depth,
+        opened=opened,
         arch=arch,
         has_classes=kinds[-1] not in _WITHOUT_CLASSES,
         has_words="image" not in kinds,
@@ -113,21 +122,65 @@ def _holds_head(names: Iterable[str], arch: Architecture) -> bool:
 
 def idle(training: Training, subject: Subject) -> Iterator[Idle]:
     """The settings of a trial that have no effect."""
+    yield from _idle_phases(training, subject)
+    yield from _idle_weights(training, subject)
+    yield from _idle_losses(training, subject)
+    yield from _idle_patience(training)
+
+
+def _idle_phases(training: Training, subject: Subject) -> Iterator[Idle]:
+    """Unfreezing and the linear probe."""
+    opening, probe, epochs = training.unfreeze, training.linear_probe, training.epochs
+    before = probe_epochs(training)
+    if opening is not None and level_of(subject.depth) <= level_of(subject.opened):
+        yield Idle(
+            "unfreeze",
+            f"opens nothing: it goes from freeze_depth {subject.depth} to_depth {subject.opened}; freeze more at the"
+            " beginning, as with freeze_depth: all, or leave unfreeze out",
+        )
+    elif opening is not None and before + opening.every_epochs >= epochs:
+        yield Idle(
+            "unfreeze.every_epochs",
+            f"{opening.every_epochs} opens the first blocks after epoch {before + opening.every_epochs}, and the"
+            f" training has {epochs}: give epochs of at least {before + opening.every_epochs + 1}",
+            merges=False,
+        )
+    if probe is not None and before >= epochs:
+        yield Idle(
+            "linear_probe.epochs",
+            f"{before} leaves nothing of {epochs} epochs for the fine-tuning: give epochs of at least {before + 1}",
+            merges=False,
+        )
+    elif probe is not None and opening is None and subject.depth == subject.arch.blocks:
+        yield Idle(
+            "linear_probe",
+            f"at freeze_depth {subject.depth} the whole training is a probe of what follows the {subject.depth} blocks"
+            f" of {subject.model}; lower freeze_depth, or leave linear_probe out",
+        )
+
+
+def _idle_weights(training: Training, subject: Subject) -> Iterator[Idle]:
+    """What acts on pretrained weights and on blocks."""
     above = f"only what follows the {subject.arch.blocks} blocks of {subject.model} is trained"
-    is_head_only = subject.depth == subject.arch.blocks
-    decay, l2_sp, smoothing = training.layerwise_lr_decay, training.l2_sp, training.label_smoothing
+    is_head_only = subject.opened == subject.arch.blocks
+    decay, l2_sp = training.layerwise_lr_decay, training.l2_sp
     if decay != 1 and is_head_only:
         yield Idle(
             "layerwise_lr_decay",
-            f"{decay:g} changes no rate: at freeze_depth {subject.depth} {above}, at the full one; lower freeze_depth,"
+            f"{decay:g} changes no rate: at freeze_depth {subject.opened} {above}, at the full one; lower freeze_depth,"
             " or leave layerwise_lr_decay out",
         )
     if l2_sp and not subject.has_pretrained:
-        reason = f"at freeze_depth {subject.depth} {above}, which is new" if is_head_only else "all is new"
+        reason = f"at freeze_depth {subject.opened} {above}, which is new" if is_head_only else "all is new"
         yield Idle(
             "l2_sp",
             f"{l2_sp:g} pulls nothing: {reason}; weight_decay is what holds new weights, so leave l2_sp out",
         )
+
+
+def _idle_losses(training: Training, subject: Subject) -> Iterator[Idle]:
+    """What changes the loss, by the task."""
+    smoothing = training.label_smoothing
     if smoothing and not subject.has_classes:
         yield Idle(
             "label_smoothing",
@@ -141,12 +194,34 @@ def idle(training: Training, subject: Subject) -> Iterator[Idle]:
             " adversarial_epsilon out",
             merges=False,
         )
-    stopping, epochs = training.early_stopping, training.epochs
-    if stopping is not None and stopping.patience + 2 > epochs:
+
+
+def _idle_patience(training: Training) -> Iterator[Idle]:
+    """What waits for the validation loss; a probe's evaluations do not count."""
+    stopping, schedule, epochs = training.early_stopping, training.lr_schedule, training.epochs
+    before = probe_epochs(training)
+    waits = "so many evaluations come after the first, and then an epoch"
+    if stopping is not None and before + stopping.patience + 2 > epochs:
         yield Idle(
             "early_stopping.patience",
-            f"{stopping.patience} cannot end a training of {epochs} epochs: so many evaluations come after the first,"
-            f" and then an epoch that is spared; give epochs of at least {stopping.patience + 2}, or less patience",
+            f"{stopping.patience} cannot end a training of {epochs} epochs: {waits} that is spared; give epochs of at"
+            f" least {before + stopping.patience + 2}, or less patience",
+            merges=False,
+        )
+    if not isinstance(schedule, Plateau):
+        return
+    if before + schedule.patience + 2 > epochs:
+        yield Idle(
+            "lr_schedule.patience",
+            f"{schedule.patience} lowers no rate in a training of {epochs} epochs: {waits} at the lower rate; give"
+            f" epochs of at least {before + schedule.patience + 2}, or less patience",
+            merges=False,
+        )
+    elif stopping is not None and stopping.monitor == "loss" and stopping.patience <= schedule.patience:
+        yield Idle(
+            "lr_schedule.patience",
+            f"{schedule.patience} lowers no rate: early_stopping.patience, {stopping.patience}, ends the training by"
+            f" then; give it at least {schedule.patience + 1}",
             merges=False,
         )
 
@@ -174,7 +249,7 @@ def problems(sweep: Sweep) -> list[Problem]:
         names = {_section(each.setting) for each in without}
         works |= {name for name in METHODS if _is_set(training, name)} - names
         for each in without:
-            found.setdefault(each.setting, each.message)
+            found[each.setting] = each.message  # of the last cell, which is often the one of most epochs
     return [
         Problem(message, _path(sweep.space, setting))
         for setting, message in found.items()
@@ -183,6 +258,8 @@ def problems(sweep: Sweep) -> list[Problem]:
 
 
 def _is_set(training: Training, name: str) -> bool:
+    if name == "lr_schedule":
+        return isinstance(training.lr_schedule, Plateau)
     return bool(getattr(training, name) != Training.model_fields[name].default)
 
 

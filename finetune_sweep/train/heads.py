@@ -237,7 +237,7 @@ def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: in
     """Clips each member's gradient and moves its weights."""
     scales = _clip(gradients, [member.job.settings.max_grad_norm for member in members])
     for place, member in enumerate(members):
-        optim.set_learning_rate(member.optimizer, loop.rate_at(member.job, step))
+        optim.set_learning_rate(member.optimizer, loop.rate_at(member.job, step, member.history))
         for group in member.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 gradient = gradients[name][place]
@@ -291,7 +291,7 @@ def _evaluate(
         step=step,
         examples=epoch * len(job.train),
         train_loss=mean,
-        learning_rate=loop.rate_at(job, step - 1),
+        learning_rate=loop.rate_at(job, step - 1, member.history),
         metrics=metrics,
         train_metrics=_train_metrics(job, seen),
         train_seconds=train_seconds,

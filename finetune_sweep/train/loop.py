@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from finetune_sweep.errors import TrialError
+from finetune_sweep.phases import probe_epochs
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
 from finetune_sweep.train import layers, optim
 from finetune_sweep.train.adversarial import fast_gradient
@@ -80,7 +81,8 @@ def fit(
             gradient or the metric is not a finite number.
     """
     while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
-        _train(job, state, until, is_stopping)
+        now = job.at(state.epoch + 1)
+        _train(now, state, until, is_stopping)
         if state.step < (state.epoch + 1) * steps_per_epoch(job):
             return
         train_seconds = state.pending.seconds
@@ -89,7 +91,7 @@ def fit(
         predictions = evaluate(
             state.forward,
             job.task,
-            job.validation,
+            now.validation,
             device=job.device,
             precision=job.precision,
             pad_token_id=job.pad_token_id,
@@ -101,7 +103,7 @@ def fit(
             step=state.step,
             examples=state.epoch * len(job.train),
             train_loss=train_loss,
-            learning_rate=rate_at(job, state.step - 1),
+            learning_rate=rate_at(job, state.step - 1, state.history),
             metrics=metrics,
             train_metrics=train_metrics,
             train_seconds=train_seconds,
@@ -160,10 +162,18 @@ def steps_per_epoch(job: Job) -> int:
     return math.ceil(len(job.train) / job.settings.batch_size)
 
 
-def rate_at(job: Job, step: int) -> float:
-    """The learning rate of a step, counted from 0, where nothing scales it down."""
-    settings, total_steps = job.settings, job.settings.epochs * steps_per_epoch(job)
-    return optim.learning_rate(settings.lr_schedule, settings.learning_rate, step, total_steps)
+def rate_at(job: Job, step: int, history: Sequence[Evaluation]) -> float:
+    """The learning rate of a step, counted from 0, after some evaluations; parameters may have a scale of their own.
+
+    The schedule, and what reacts to evaluations, begin after the linear probe.
+    """
+    settings, probe, steps = job.settings, job.settings.linear_probe, steps_per_epoch(job)
+    before = probe_epochs(settings)
+    if probe and step < before * steps:
+        return probe.learning_rate
+    own, total_steps = step - before * steps, (settings.epochs - before) * steps
+    rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, own, total_steps)
+    return rate * optim.reduction(settings.lr_schedule, [e.metrics["loss"] for e in history[before:]])
 
 
 def _order(job: Job, epoch: int) -> NDArray[np.int64]:
@@ -178,13 +188,15 @@ def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[
     step.
     """
     started = time.perf_counter()
+    if job.stages:
+        _enter(job, state)
     layers.train_mode(state.model, job.arch, job.depth)
     order, steps, size = _order(job, state.epoch + 1), steps_per_epoch(job), job.settings.batch_size
     last = (state.epoch + 1) * steps
     losses, seen = list(state.pending.losses), list(state.pending.seen)
     while state.step < (last if until is None else min(until, last)) and not is_stopping():
         first = (state.step - state.epoch * steps) * size
-        optim.set_learning_rate(state.optimizer, rate_at(job, state.step))
+        optim.set_learning_rate(state.optimizer, rate_at(job, state.step, state.history))
         loss, outputs = _train_step(job, state, order[first : first + size])
         losses.append(loss)
         seen += outputs
@@ -192,6 +204,15 @@ def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[
             check_loss(losses[-1].item(), state.epoch + 1, state.step)
     seconds = state.pending.seconds + time.perf_counter() - started
     state.pending = replace(state.pending, losses=tuple(losses), seen=tuple(seen), seconds=seconds)
+
+
+def _enter(job: Job, state: LoopState) -> None:
+    """Freezes what is frozen in an epoch; at the end of the linear probe the optimizer forgets it."""
+    layers.freeze(state.model, job.arch, job.depth)
+    state.forward = state.forward.at(job.first)
+    probed = probe_epochs(job.settings) * steps_per_epoch(job)
+    if probed and state.step == probed:
+        state.optimizer.state.clear()
 
 
 def settle(job: Job, state: LoopState) -> None:
@@ -331,13 +352,13 @@ def check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
 
 
 def stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
-    """Whether early stopping ends a training after evaluations with these metrics."""
+    """Whether early stopping ends a training after evaluations with these metrics; those of a probe do not count."""
     settings = job.settings.early_stopping
     if settings is None:
         return False
     name, mode = ("loss", "min") if settings.monitor == "loss" else (job.metric, job.mode)
     sign = -1.0 if mode == "min" else 1.0
-    return stops_early([sign * m[name] for m in metrics], settings)
+    return stops_early([sign * m[name] for m in metrics[probe_epochs(job.settings) :]], settings)
 
 
 def stops_early(scores: Sequence[float], settings: EarlyStopping) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune_sweep.settings import Constant, Cosine, Linear, Wsd
+from finetune_sweep.settings import Constant, Cosine, Linear, Plateau, Wsd
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -134,7 +134,8 @@ def _undecayed(model: nn.Module) -> Iterator[str]:
 def learning_rate(schedule: LrSchedule, base: float, step: int, total_steps: int) -> float:
     """Learning rate of one optimizer step.
 
-    Over w warmup steps it is base/w, 2 base/w, ... base, so that no step is lost at 0. Then `constant` stays;
+    Over w warmup steps it is base/w, 2 base/w, ... base, so that no step is lost at 0. Then `constant` stays, and
+    `plateau` where nothing `reduction` reacts to happens;
     `linear` falls evenly, and `cosine` by half a cosine, from `base` at the first step after the warmup to what
     would be 0 at `total_steps`; `wsd` stays until its decay, over which it falls by 1 - sqrt(x), x from 0 at the
     decay's first step to what would be 1 at `total_steps`.
@@ -146,7 +147,7 @@ def learning_rate(schedule: LrSchedule, base: float, step: int, total_steps: int
         total_steps: Steps of the whole training; `constant` does not look at it, `wsd` only for its decay.
     """
     match schedule:
-        case Constant(warmup_steps=warmup):
+        case Constant(warmup_steps=warmup) | Plateau(warmup_steps=warmup):
             return base * _rise(step, warmup)
         case Linear() | Cosine():
             warmup = schedule.warmup_steps or math.ceil(schedule.warmup_ratio * total_steps)
@@ -158,6 +159,23 @@ def learning_rate(schedule: LrSchedule, base: float, step: int, total_steps: int
             start = decay_start(schedule, total_steps)
             over = max(0, step - start) / (total_steps - start)
             return base * _rise(step, warmup) * (1 - math.sqrt(min(1.0, over)))
+
+
+def reduction(schedule: LrSchedule, losses: Sequence[float]) -> float:
+    """What the learning rate is multiplied with after some evaluations: 1 but for `plateau`.
+
+    Args:
+        schedule: The settings of the schedule.
+        losses: The validation losses so far, in their order.
+    """
+    if not isinstance(schedule, Plateau):
+        return 1.0
+    best, waited, reductions = math.inf, 0, 0
+    for loss in losses:
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        if waited == schedule.patience:
+            reductions, waited = reductions + 1, 0
+    return float(schedule.factor**reductions)
 
 
 def decay_start(schedule: Wsd, total_steps: int) -> int:

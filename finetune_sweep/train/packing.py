@@ -40,6 +40,9 @@ class Forward(Protocol):
     def __call__(self, batch: Batch) -> Output:
         """Returns logits, one row for each of the batch."""
 
+    def at(self, first: int | None) -> Forward:
+        """The same for batches with other states; see `forward_of`."""
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -250,7 +253,7 @@ class PackedModel:
             arch: Where its parts are; it must be able to pack.
             first: Blocks that the states in a batch have behind them; None to begin with the tokens.
         """
-        self.model, self._arch = model, arch
+        self.model, self._arch, self._first = model, arch, first
         self._is_head = first == arch.blocks
         self._body = Body(model, arch, first)
 
@@ -266,6 +269,10 @@ class PackedModel:
         packed = pack(batch, self._arch, int(pad_token_id or 0), str(self.model.device))
         found = self._body(packed, states)
         return Logits(apply_head(self.model, self._arch, found.index_select(0, packed.read)))
+
+    def at(self, first: int | None) -> PackedModel:
+        """The same for batches with other states."""
+        return self if first == self._first else PackedModel(self.model, self._arch, first)
 
 
 def apply_head(model: nn.Module, arch: Architecture, states: Tensor) -> Tensor:
@@ -287,6 +294,10 @@ class PaddedModel:
         inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != LABELS}
         output: Output = self.model(**inputs)
         return output
+
+    def at(self, first: int | None) -> PaddedModel:  # noqa: ARG002 - there are no states with padding
+        """The same."""
+        return self
 
 
 def forward_of(

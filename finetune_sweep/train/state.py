@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -26,6 +26,25 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Some epochs of a training that freezes more in them than it does throughout.
+
+    Attributes:
+        first_epoch: Counted from 1; it lasts until the next one.
+        depth: What is frozen.
+        train: The encoded training split, with states after the frozen blocks where they are kept.
+        validation: The same of the validation split.
+        first: Blocks that these states have behind them; None where there are none.
+    """
+
+    first_epoch: int
+    depth: Depth
+    train: Encoded
+    validation: Encoded
+    first: int | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """One training run: what is trained, on what, and how.
 
@@ -35,7 +54,8 @@ class Job:
         validation: The encoded validation split.
         classes: The task's classes, in the order of the labels.
         settings: The training settings; `epochs` is the longest of the trials that share this run.
-        depth: `settings.freeze_depth`, resolved for this architecture.
+        depth: What is frozen throughout: `settings.freeze_depth`, resolved for this architecture, or what unfreezing
+            leaves of it.
         seed: The seed of the trial: order, new weights, dropout.
         device: `cpu`, `cuda` or `mps`.
         precision: `bf16` computes in bfloat16 under autocast; weights, optimizer and losses stay in fp32.
@@ -45,6 +65,7 @@ class Job:
         arch: Where the model's embeddings, blocks and head are.
         unpadding: Whether batches are computed without their padding, where the architecture allows it.
         first: Blocks that the states in the encoded splits have behind them; None where they have no states.
+        stages: What is frozen in which epochs, where that changes.
     """
 
     task: Task
@@ -62,6 +83,15 @@ class Job:
     arch: Architecture
     unpadding: bool = True
     first: int | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def at(self, epoch: int) -> Job:
+        """The job as it is in an epoch, counted from 1."""
+        begun = [stage for stage in self.stages if stage.first_epoch <= epoch]
+        if not begun:
+            return self
+        now = begun[-1]
+        return replace(self, depth=now.depth, train=now.train, validation=now.validation, first=now.first)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_sweep.durable import sha256
 from finetune_sweep.errors import TrialError, UserError
+from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
@@ -18,7 +19,7 @@ from finetune_sweep.train import architecture, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
 from finetune_sweep.train.similar import neighbours, read_synonyms
-from finetune_sweep.train.state import Job, LoopState
+from finetune_sweep.train.state import Job, LoopState, Stage
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.watch import Watchdog
 from finetune_sweep.yamlio import Value
@@ -208,7 +209,7 @@ class Loaded:
             validation=self.encoded(validation, pretrained.folder, trial.max_length),
             classes=self._plan.classes,
             settings=trial.training,
-            depth=trial.depth,
+            depth=trial.opened,
             seed=trial.seed,
             device=self._plan.device,
             precision="bf16" if trial.training.precision == "bf16" else "fp32",
@@ -218,7 +219,18 @@ class Loaded:
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
-        return self._from_the_cache(job, trial, pretrained.model)
+        if trial.training.unfreeze is None and trial.training.linear_probe is None:
+            return self._from_the_cache(job, trial, pretrained.model)
+        return self._in_stages(job, trial, pretrained)
+
+    def _in_stages(self, job: Job, trial: Trial, pretrained: Pretrained) -> Job:
+        """The job with what it freezes in which epochs; what is after fewer blocks is computed first."""
+        passed = phases(trial.training, trial.depth, pretrained.arch.blocks)
+        stages: list[Stage] = []
+        for phase in reversed([each for each in passed if each.first_epoch <= trial.epochs]):
+            now = self._from_the_cache(replace(job, depth=phase.depth), trial, pretrained.model)
+            stages.insert(0, Stage(phase.first_epoch, phase.depth, now.train, now.validation, now.first))
+        return replace(job, stages=tuple(stages))
 
     def _from_the_cache(self, job: Job, trial: Trial, model: PreTrainedModel) -> Job:
         """The job on states after its frozen blocks, where these can be kept."""

@@ -23,12 +23,13 @@ SUBJECT = Subject(
     task="text-classification",
     model="small",
     depth=0,
+    opened=0,
     arch=Architecture("bert", 2, "small"),
     has_classes=True,
     has_words=True,
     has_pretrained=True,
 )
-HEAD = replace(SUBJECT, depth=2)
+HEAD = replace(SUBJECT, depth=2, opened=2)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ HEAD = replace(SUBJECT, depth=2)
     [
         ({}, HEAD, []),
         ({"layerwise_lr_decay": 0.9}, SUBJECT, []),
-        ({"layerwise_lr_decay": 0.9}, replace(SUBJECT, depth=1), []),
+        ({"layerwise_lr_decay": 0.9}, replace(SUBJECT, depth=1, opened=1), []),
         ({"layerwise_lr_decay": 0.9}, HEAD, ["layerwise_lr_decay"]),
         ({"l2_sp": 0.1}, HEAD, []),
         ({"l2_sp": 0.1}, replace(HEAD, has_pretrained=False), ["l2_sp"]),
@@ -44,6 +45,26 @@ HEAD = replace(SUBJECT, depth=2)
         ({"adversarial_epsilon": 0.1}, replace(SUBJECT, has_words=False), ["adversarial_epsilon"]),
         ({"early_stopping": {"patience": 1}, "epochs": 3}, SUBJECT, []),
         ({"early_stopping": {"patience": 2}, "epochs": 3}, SUBJECT, ["early_stopping.patience"]),
+        (
+            {"early_stopping": {"patience": 1}, "epochs": 3, "linear_probe": {}},
+            SUBJECT,
+            ["early_stopping.patience"],
+        ),
+        ({"lr_schedule": "plateau", "epochs": 3}, SUBJECT, []),
+        ({"lr_schedule": "plateau", "epochs": 2}, SUBJECT, ["lr_schedule.patience"]),
+        (
+            {"lr_schedule": "plateau", "early_stopping": {"patience": 1}, "epochs": 9},
+            SUBJECT,
+            ["lr_schedule.patience"],
+        ),
+        ({"lr_schedule": "plateau", "early_stopping": {"patience": 2}, "epochs": 9}, SUBJECT, []),
+        ({"unfreeze": {}}, replace(SUBJECT, depth=2), []),
+        ({"unfreeze": {}, "layerwise_lr_decay": 0.9, "linear_probe": {}}, replace(HEAD, opened=0), []),
+        ({"unfreeze": {}}, SUBJECT, ["unfreeze"]),
+        ({"unfreeze": {"every_epochs": 3}}, replace(SUBJECT, depth=2), ["unfreeze.every_epochs"]),
+        ({"linear_probe": {}}, HEAD, ["linear_probe"]),
+        ({"linear_probe": {"epochs": 3}}, SUBJECT, ["linear_probe.epochs"]),
+        ({"linear_probe": {"epochs": 2}}, SUBJECT, []),
     ],
 )
 def test_a_setting_without_effect_is_found(
@@ -90,6 +111,25 @@ def test_conditions_of_the_space_are_heeded(write_sweep: WriteSweep) -> None:
     with pytest.raises(UserError, match=r"space\.layerwise_lr_decay: 0\.5 changes no rate"):
         load(write_sweep(space=only))
     load(write_sweep(space=only.replace("[all]", "[0]")))
+
+
+def test_unfreezing_what_is_not_frozen_is_no_unfreezing(write_sweep: WriteSweep) -> None:
+    made = load(
+        write_sweep(space="{freeze_depth: [0, 1, all]}", training="{unfreeze: {to_depth: embeddings}}")
+    )
+    assert [(trial.depth, trial.opened) for trial in made.trials] == [
+        (0, 0),
+        (1, "embeddings"),
+        (2, "embeddings"),
+    ]
+    assert made.trials[0].key == load(write_sweep(space="{freeze_depth: [0]}", training="{}")).trials[0].key
+    assert [trial.head_only for trial in made.trials] == [False, False, False]
+
+
+def test_a_depth_that_unfreezing_cannot_have_is_told_with_its_line(write_sweep: WriteSweep) -> None:
+    file = write_sweep(space="{epochs: [4]}", training="{freeze_depth: all, unfreeze: {to_depth: 9}}")
+    with pytest.raises(UserError, match=r"sweep\.yaml:\d+: training\.unfreeze\.to_depth: .* has 2 blocks"):
+        load(file)
 
 
 def test_l2_sp_needs_something_that_was_pretrained(write_sweep: WriteSweep, tiny_model: Path) -> None:

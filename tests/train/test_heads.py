@@ -72,6 +72,7 @@ DIFFERENT: list[dict[str, object]] = [
     {"learning_rate": 1e-3, "epochs": 4},
     {"weight_decay": 0.5, "seed": 2, "epochs": 1},
     {"lr_schedule": {"type": "linear", "warmup_steps": 2}, "seed": 1},
+    {"lr_schedule": {"type": "plateau", "patience": 1}, "epochs": 5},
     {"max_grad_norm": 0.0},
     {"max_grad_norm": 0.01},
 ]

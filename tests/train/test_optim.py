@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_sweep.settings import Constant, Cosine, Linear, LrSchedule, Training, Wsd
+from finetune_sweep.settings import Constant, Cosine, Linear, LrSchedule, Plateau, Training, Wsd
 from finetune_sweep.train.architecture import Architecture
 from finetune_sweep.train.optim import (
     Anchor,
@@ -16,6 +16,7 @@ from finetune_sweep.train.optim import (
     learning_rate,
     pull,
     rate_scale,
+    reduction,
     set_learning_rate,
 )
 
@@ -150,6 +151,16 @@ def test_the_rate_is_set_for_all_groups() -> None:
     built = build_optimizer(small_model(), Training())
     set_learning_rate(built, 0.25)
     assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]
+
+
+def test_a_plateau_is_reduced_after_so_many_evaluations_without_a_lower_loss() -> None:
+    # 0.9 is the lowest, then two are not lower: half. 0.8, two that are not lower: half of that; and two more.
+    schedule = Plateau(type="plateau", factor=0.5, patience=2)
+    losses = [1.0, 0.9, 0.95, 0.9, 0.8, 0.85, 0.8, 0.9, 0.9]
+    found = [reduction(schedule, losses[:count]) for count in range(len(losses) + 1)]
+    assert found == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert reduction(Constant(type="constant"), losses) == 1.0
+    assert rates(Plateau(type="plateau", warmup_steps=2), 4) == [4.0, 8.0, 8.0, 8.0]
 
 
 def rates(schedule: LrSchedule, total_steps: int) -> list[float]:

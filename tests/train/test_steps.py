@@ -11,21 +11,27 @@ import pytest
 import torch
 from torch import nn
 
+from finetune_sweep.errors import TrialError
+from finetune_sweep.phases import opened, phases, resolved
 from finetune_sweep.settings import Training
 from finetune_sweep.train import loop
 from finetune_sweep.train.adversarial import fast_gradient
+from finetune_sweep.train.branches import fit_branches
 from finetune_sweep.train.loop import fit, start
-from finetune_sweep.train.state import derive_seed
+from finetune_sweep.train.prefix_cache import blocks_to_keep
+from finetune_sweep.train.state import Stage, derive_seed
 from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for, trained
+from tests.train.test_prefix_cache import on_states
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.contract import Batch
-    from finetune_sweep.train.state import Job
+    from finetune_sweep.train.state import Evaluation, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = {
@@ -39,7 +45,26 @@ PLAIN = {
 
 
 def job_with(model: PreTrainedModel, **settings: object) -> Job:
-    return job_for(model, Training.model_validate(settings))
+    """A job; with `freeze_depth`, that is where unfreezing begins."""
+    training = Training.model_validate(settings)
+    job, depth = job_for(model, training), resolved(training.freeze_depth)
+    job = replace(job, depth=opened(training, depth))
+    found = phases(training, depth, job.arch.blocks)
+    if len(found) == 1:
+        return job
+    stages = (Stage(phase.first_epoch, phase.depth, job.train, job.validation) for phase in found)
+    return replace(job, stages=tuple(stages))
+
+
+def cached(job: Job, model: PreTrainedModel, folder: Path) -> Job:
+    """The job on states after what each of its stages freezes."""
+    stages = []
+    for stage in job.stages:
+        if blocks := blocks_to_keep(stage.depth):
+            states = on_states(job, model, blocks, folder)
+            stage = replace(stage, train=states.train, validation=states.validation, first=blocks)  # noqa: PLW2901
+        stages.append(stage)
+    return replace(job, stages=tuple(stages))
 
 
 def batch_of(job: Job, epoch: int) -> Batch:
@@ -167,6 +192,146 @@ def test_smoothed_labels_are_those_of_training_alone() -> None:
     assert evaluations[0].metrics["loss"] == pytest.approx(predictions.losses.mean(), abs=1e-5)
 
 
+# ----------------------------------------------------------------- the validation loss, unfreezing, probes
+
+
+def test_a_plateau_lowers_the_rate_after_its_patience() -> None:
+    """The losses of the evaluations so far decide on the rate of the next epoch."""
+    schedule = {"type": "plateau", "factor": 0.25, "patience": 1, "warmup_steps": 2}
+    model = bert()
+    job = job_with(model, learning_rate=0.05, batch_size=8, epochs=8, lr_schedule=schedule)
+    evaluations, _ = trained(job, model)
+    losses = [e.metrics["loss"] for e in evaluations]
+    rate, best = 0.05, math.inf
+    for evaluation, loss in zip(evaluations, losses, strict=True):
+        assert evaluation.learning_rate == rate
+        rate, best = (rate, loss) if loss < best else (rate * 0.25, best)
+    assert evaluations[-1].learning_rate < 0.05 / 4
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    parts = ("embeddings", "layer.0", "layer.1", "pooler", "classifier")
+    changed = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    return {part for part in parts for name in changed if part in name}
+
+
+def test_unfreezing_opens_a_block_an_epoch_and_touches_nothing_below() -> None:
+    model = bert()
+    job = job_with(model, learning_rate=1e-2, batch_size=8, epochs=5, freeze_depth=2, unfreeze={})
+    state = start(job, model, NEW)
+    origin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found, modes = [], []
+    for _ in fit(job, state):
+        found.append(moved(origin, model.state_dict()))
+        modes.append(sum(p.requires_grad for p in model.parameters()))
+    head = {"pooler", "classifier"}
+    assert found[0] == head
+    assert found[1] == head | {"layer.1"}
+    assert found[2] == head | {"layer.1", "layer.0"}
+    assert found[3] == found[4] == head | {"layer.1", "layer.0", "embeddings"}
+    assert modes == sorted(modes)
+
+
+def test_until_it_opens_something_unfreezing_is_freezing() -> None:
+    settings = {"learning_rate": 1e-2, "batch_size": 8, "epochs": 2, "freeze_depth": 2}
+    model = bert()
+    frozen, _ = trained(job_with(model, **settings), model)
+    model = bert()
+    opened_later, _ = trained(job_with(model, **settings, unfreeze={}), model)
+    assert opened_later[0] == frozen[0]
+    assert opened_later[1] != frozen[1]
+
+
+def test_a_block_that_is_opened_begins_as_a_fresh_one() -> None:
+    """Its moments count from its own first step: after epochs 2 and 3 of three steps it has taken six."""
+    model = bert()
+    job = job_with(model, learning_rate=1e-2, batch_size=8, epochs=3, freeze_depth=2, unfreeze={})
+    state = start(job, model, NEW)
+    list(fit(job, state))
+    steps = {
+        name: int(state.optimizer.state[p]["step"]) if state.optimizer.state[p] else 0
+        for name, p in model.named_parameters()
+    }
+    assert steps["classifier.weight"] == 9
+    assert steps["bert.encoder.layer.1.output.dense.weight"] == 6
+    assert steps["bert.encoder.layer.0.output.dense.weight"] == 3
+    assert steps["bert.embeddings.LayerNorm.weight"] == 0
+
+
+PHASED: list[dict[str, object]] = [
+    {"freeze_depth": 2, "unfreeze": {}},
+    {"freeze_depth": 1, "unfreeze": {"blocks": 3}},
+    {"linear_probe": {"epochs": 2}},
+    {"freeze_depth": 1, "linear_probe": {"epochs": 1}, "unfreeze": {}},
+]
+
+
+@pytest.mark.parametrize("settings", PHASED)
+@pytest.mark.parametrize("build", [bert, gpt2])
+def test_phases_on_states_are_the_phases_from_the_tokens(
+    build: Callable[[], PreTrainedModel], settings: dict[str, object], tmp_path: Path
+) -> None:
+    settings = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 4, **settings}
+    model = build()
+    plain, _ = trained(job_with(model, **settings), model)
+    model = build()
+    on_kept, _ = trained(cached(job_with(model, **settings), model, tmp_path), model)
+    for left, right in zip(plain, on_kept, strict=True):
+        assert right.train_loss == pytest.approx(left.train_loss, abs=1e-5)
+        assert right.metrics["loss"] == pytest.approx(left.metrics["loss"], abs=1e-5)
+
+
+def test_a_probe_trains_the_head_then_all_with_a_schedule_and_an_optimizer_of_its_own() -> None:
+    """Three steps an epoch; the linear schedule runs over the six steps of epochs 2 and 3."""
+    common = {"batch_size": 8, "learning_rate": 0.006}
+    probe = {"epochs": 1, "learning_rate": 0.01}
+    model = bert()
+    job = job_with(model, **common, epochs=3, linear_probe=probe, lr_schedule="linear")
+    state = start(job, model, NEW)
+    origin = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found, evaluations = [], []
+    for evaluation in fit(job, state):
+        evaluations.append(evaluation)
+        found.append(moved(origin, model.state_dict()))
+    assert found[0] == {"pooler", "classifier"}
+    assert found[1] == {"pooler", "classifier", "layer.0", "layer.1", "embeddings"}
+    assert [e.learning_rate for e in evaluations] == [0.01, 0.006 * 4 / 6, 0.006 * 1 / 6]
+    assert int(state.optimizer.state[model.get_parameter("classifier.weight")]["step"]) == 6
+
+    model = bert()
+    alone, _ = trained(job_with(model, batch_size=8, learning_rate=0.01, epochs=1, freeze_depth=2), model)
+    assert evaluations[0] == alone[0]
+
+
+def test_evaluations_of_the_probe_do_not_count_for_what_reacts_to_them() -> None:
+    stopping = {"patience": 1, "min_delta": 100.0}
+    settings = {"learning_rate": 1e-3, "batch_size": 8, "epochs": 6, "linear_probe": {"epochs": 2}}
+    model = bert()
+    job = job_with(model, **settings, early_stopping=stopping)
+    assert [e.stopped for e in trained(job, model)[0]] == [False, False, False, True]
+    model = bert()
+    schedule = {"type": "plateau", "patience": 2, "factor": 0.5}
+    evaluations, _ = trained(
+        job_with(model, **{**settings, "learning_rate": 1e-30}, lr_schedule=schedule), model
+    )
+    assert [e.learning_rate for e in evaluations] == [1e-3, 1e-3, 1e-30, 1e-30, 1e-30, 5e-31]
+
+
+@pytest.mark.parametrize("settings", [{"freeze_depth": 2, "unfreeze": {}}, {"linear_probe": {"epochs": 2}}])
+def test_trainings_with_a_trunk_may_have_phases(settings: dict[str, object]) -> None:
+    """Under wsd each comes to what it comes to alone, also one that ends within the probe."""
+    schedule = {"type": "wsd", "decay_ratio": 0.4}
+    common = {"learning_rate": 1e-2, "batch_size": 8, "lr_schedule": schedule, **settings}
+    jobs = [job_with(bert(), epochs=epochs, **common) for epochs in (2, 3, 5)]
+    jobs = [replace(job, train=jobs[0].train, validation=jobs[0].validation) for job in jobs]
+    found: list[list[Evaluation]] = [[] for _ in jobs]
+    for indices, result in fit_branches(jobs, start(jobs[-1], bert(), NEW)):
+        assert not isinstance(result, TrialError)
+        for index in indices:
+            found[index].append(result)
+    assert found == [trained(job, bert())[0] for job in jobs]
+
+
 # ------------------------------------------------------------------------------------------- interrupted
 
 METHODS: dict[str, dict[str, object]] = {
@@ -175,6 +340,20 @@ METHODS: dict[str, dict[str, object]] = {
     "layerwise_lr_decay": {"layerwise_lr_decay": 0.5},
     "label_smoothing": {"label_smoothing": 0.2},
     "adversarial_epsilon": {"adversarial_epsilon": 0.5},
+    "plateau": {"lr_schedule": {"type": "plateau", "patience": 1}},
+    "unfreeze": {"freeze_depth": 2, "unfreeze": {}},
+    "linear_probe": {"linear_probe": {"epochs": 2}},
+    "all": {
+        "optimizer": "adafactor",
+        "l2_sp": 0.5,
+        "layerwise_lr_decay": 0.5,
+        "label_smoothing": 0.2,
+        "adversarial_epsilon": 0.5,
+        "lr_schedule": {"type": "plateau", "patience": 1},
+        "freeze_depth": 1,
+        "unfreeze": {},
+        "linear_probe": {"epochs": 1},
+    },
 }
 
 
