@@ -45,7 +45,7 @@ def test_the_probe_comes_first_and_unfreezing_begins_after_it() -> None:
 
 
 def test_the_embeddings_are_the_first_part_that_is_frozen() -> None:
-    assert [level_of(depth) for depth in (0, "embeddings", 1, 6)] == [0, 1, 2, 7]  # type: ignore[arg-type]
+    assert [level_of(depth) for depth in (0, "embeddings", 1, 6)] == [0, 1, 2, 7]
 
 
 def test_a_depth_that_was_not_resolved_is_refused() -> None:

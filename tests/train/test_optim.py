@@ -97,9 +97,8 @@ def test_the_first_step_of_adafactor_is_the_rate_times_the_root_mean_square() ->
     built = build_optimizer(model, Training(optimizer="adafactor", weight_decay=0.5, learning_rate=0.125))
     model.weight.grad, model.bias.grad = torch.tensor([[-3.0]]), torch.tensor([7.0])
     built.step()
-    decayed = 4.0 * (1 - 0.125 * 0.5)
-    assert model.weight.item() == pytest.approx(decayed * (1 + 0.125), abs=1e-6)
-    assert model.bias.item() == pytest.approx(2.0 * (1 - 0.125), abs=1e-6)
+    assert model.weight.item() == pytest.approx(4.0 * (1 - 0.125 * 0.5) + 0.125 * 4.0, abs=1e-6)
+    assert model.bias.item() == pytest.approx(2.0 - 0.125 * 2.0, abs=1e-6)
 
 
 def test_adafactor_is_that_of_torch() -> None:
