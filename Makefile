@@ -6,12 +6,13 @@
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
 # make chaos    kills a sweep in all ways that are known: a sample, under 20 minutes; chaos-all: hours
+# make methods  what each method brings over plain fine-tuning: the table of docs/methods.md; more than an hour
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full check docs lint types \
+.PHONY: install run test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full methods check docs lint types \
 	format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
@@ -73,6 +74,12 @@ bench: install
 
 bench-full: install
 	$(BIN)/python -m benchmarks --full
+
+# Sweeps of this project, which go on where they were.
+methods: export OMP_NUM_THREADS ?= 1
+methods: export HF_HUB_OFFLINE = 1
+methods: install
+	$(BIN)/python -m benchmarks.methods
 
 lint: install
 	$(BIN)/ruff check .
