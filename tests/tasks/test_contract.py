@@ -122,6 +122,16 @@ def test_smoothed_labels_are_a_mixture_of_the_right_class_and_all(made: Made) ->
     assert not torch.equal(smoothed, own)
 
 
+def test_texts_are_trained_adversarially_whatever_is_asked_of_them(made: Made) -> None:
+    if any(column.kind == "image" for column in made.task.columns):
+        return  # refused: there are no word embeddings
+    job = made.job(epochs=1)
+    settings = job.settings.model_copy(update={"adversarial_epsilon": 0.1})
+    model, new = made.task.build_model(made.folder, made.classes)
+    (evaluation,) = fit(replace(job, settings=settings), start(job, model, new))
+    assert evaluation.train_loss > 1.5 * evaluation.train_metrics["loss"]
+
+
 def _only(encoded: Encoded, row: int) -> Encoded:
     from finetune_sweep.tasks.contract import Ragged
 
