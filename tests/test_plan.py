@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_sweep import outlook, plan, settings
+from finetune_sweep import disk, outlook, plan, settings
 from finetune_sweep.errors import UserError
 from finetune_sweep.events import Entry, Failure, TrialEnded, TrialPlanned
 from finetune_sweep.plan import Plan, make_plan, remaining
@@ -353,3 +353,12 @@ def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None
     backwards = work_units(replace(trial) for trial in reversed(trials))
 
     assert [unit.epochs for unit in backwards] == [2, 2]
+
+
+def test_every_optimizer_has_its_size_in_a_checkpoint_for_resuming(write_sweep: WriteSweep) -> None:
+    space = "{optimizer: [adamw, sgd, adafactor], freeze_depth: [all], unfreeze.blocks: [1, 2]}"
+    made = planned(write_sweep(space=space))
+    apart = [disk.estimate(replace(made, trials=(trial,))).per_worker for trial in made.trials[::2]]
+
+    assert [part / apart[1] for part in apart] == [2.0, 1.0, 1.5]
+    assert disk.estimate(made).per_worker == apart[0]
