@@ -46,6 +46,7 @@ ORDER = (
     "finetune_sweep.tasks.classes",
     "finetune_sweep.tasks.entities",
     "finetune_sweep.tasks.texts",
+    "finetune_sweep.tasks.wording",
     "finetune_sweep.tasks.*",
     "finetune_sweep.tasks",
     "finetune_sweep.finalists",

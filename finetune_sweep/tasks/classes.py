@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from finetune_sweep.errors import UserError, nearest
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.contract import Predictions, Said
 
 if TYPE_CHECKING:
     import torch
@@ -103,13 +103,9 @@ def losses(output: Output, batch: Batch) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=1)
 
 
-def predict(output: Output, batch: Batch) -> Predictions:
+def predict(output: Output, batch: Batch, losses: torch.Tensor) -> Said:
     """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""
-    return Predictions(
-        values=output.logits.detach().float().cpu().numpy(),
-        labels=batch["labels"].cpu().numpy(),
-        losses=losses(output, batch).detach().cpu().numpy(),
-    )
+    return Said(output.logits.detach().float(), batch["labels"], losses.detach())
 
 
 def score_one(predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading
-from finetune_sweep.tasks.contract import Column, Encoded
+from finetune_sweep.tasks.contract import Column, Encoded, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
+    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor, Said
 
 _READ_AT_ONCE = 256
 _ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(Task):
     """`image-classification`, and with `several` `image-tagging`, on the image classifiers of transformers.
 
     Args:
@@ -144,9 +144,9 @@ class ImageClassification:
         """Returns the cross-entropy of each row in nats, shape `(batch,)`, float32."""
         return answers.losses(output, batch)
 
-    def predict(self, output: Output, batch: Batch) -> Predictions:
+    def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""
-        return answers.predict(output, batch)
+        return answers.predict(output, batch, losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of a split; see `classes.score_one` and `classes.score_several`."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts
-from finetune_sweep.tasks.contract import Column, Encoded, Ragged
+from finetune_sweep.tasks.contract import Column, Encoded, Ragged, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
-
-_TOKENIZED_AT_ONCE = 1000
+    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor, Said
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(Task):
     """`text-classification`, and with `several` `text-tagging`, on the sequence classifiers of transformers.
 
     Args:
@@ -87,9 +85,7 @@ class TextClassification:
             UserError: A row has a label that is not among the classes.
         """
         tokenizer = cast("PreTrainedTokenizerBase", processor)
-        tokens: list[list[int]] = []
-        for start in range(0, len(rows), _TOKENIZED_AT_ONCE):
-            tokens += texts.token_ids(tokenizer, rows[start : start + _TOKENIZED_AT_ONCE]["text"], max_length)
+        tokens = texts.token_ids(tokenizer, rows["text"], max_length)
         find = answers.marks if self.several else answers.indices
         labels = find(rows[self.columns[-1].name], classes)
         return Encoded({"input_ids": Ragged.of(tokens), "labels": labels})
@@ -123,9 +119,9 @@ class TextClassification:
         """Returns the cross-entropy of each row in nats, shape `(batch,)`, float32."""
         return answers.losses(output, batch)
 
-    def predict(self, output: Output, batch: Batch) -> Predictions:
+    def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""
-        return answers.predict(output, batch)
+        return answers.predict(output, batch, losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of a split; see `classes.score_one` and `classes.score_several`."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import Augment
-    from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.tasks.contract import Encoded, Processor
     from finetune_sweep.train.heads import Heads
 
 
@@ -60,7 +60,7 @@ class Pretrained:
     new_parameters: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     arch: architecture.Architecture
-    pad_token_id: int
+    processor: Processor
 
     def restore(self) -> PreTrainedModel:
         """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
@@ -117,8 +117,8 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            pad = pad_token_id(load_processor(folder))
-            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
+            processor = load_processor(folder)
+            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, processor)
         return self._pretrained
 
     def _check_model(self, model: str, folder: Path) -> None:
@@ -202,8 +202,9 @@ class Loaded:
     def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
         """What a trial trains; the model has its pretrained tensors."""
         train, validation = self._rows(trial)
+        task = self._task.bound(pretrained.model, pretrained.processor)
         job = Job(
-            task=robustness.task_for(self._plan.sweep.metric.name, self._task),
+            task=robustness.task_for(self._plan.sweep.metric.name, task),
             train=self.encoded(train, pretrained.folder, trial.max_length),
             validation=self.encoded(validation, pretrained.folder, trial.max_length),
             classes=self._plan.classes,
@@ -214,7 +215,7 @@ class Loaded:
             precision="bf16" if trial.training.precision == "bf16" else "fp32",
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
-            pad_token_id=pretrained.pad_token_id,
+            pad_token_id=pad_token_id(pretrained.processor),
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
