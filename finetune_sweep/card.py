@@ -259,20 +259,27 @@ def _loading(evidence: Evidence) -> str:
         cut = f"Inputs were cut after {length} tokens in training. "
     if task.pipeline == "text-classification":
         call += f", truncation=True, max_length={length}"
+    use = f"""predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
+print(predict({call}))"""
+    imported = f"{processor}, {auto}, pipeline"
+    if task.pipeline == "text2text-generation":  # of which transformers has no pipeline
+        imported = f"{processor}, {auto}"
+        use = f"""given = tokenizer({call}, truncation=True, max_length={length}, return_tensors="pt")
+written = model.generate(input_ids=given.input_ids, attention_mask=given.attention_mask)
+print(tokenizer.decode(written[0], skip_special_tokens=True))"""
     classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
     return f"""\
 From the folder that holds this one:
 
 ```python
-from transformers import {processor}, {auto}, pipeline
+from transformers import {imported}
 
 model = {auto}.from_pretrained("./best")
 {argument} = {processor}.from_pretrained("./best")
-predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
-print(predict({call}))
+{use}
 ```
 
-{cut}Classes: {classes}."""
+{cut}{f"Classes: {classes}." if classes else ""}""".rstrip()
 
 
 def _data(evidence: Evidence) -> list[str]:
@@ -329,7 +336,11 @@ def _limits(evidence: Evidence) -> str:
     plan = evidence.plan
     lines = [
         f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
-        f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them.",
+        *(
+            [f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
+            if plan.classes
+            else ["What it writes may be wrong, and was compared with one right text a row."]
+        ),
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",
     ]
     if evidence.test.metrics:

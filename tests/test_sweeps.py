@@ -24,6 +24,11 @@ TRIALS: Mapping[str, int] = {
     "mnist_hub": 9,
     "addresses": 4,
     "addresses_hub": 4,
+    "pronunciations": 2,
+    "summaries": 2,
+    "summaries_hub": 4,
+    "smollm2": 2,
+    "smollm2_hub": 4,
     "bert_tpe": 0,  # they follow from the results
 }
 

@@ -119,7 +119,7 @@ def _check_body(folder: Path, model: PreTrainedModel, new: Collection[str]) -> N
 def let_it_write(model: PreTrainedModel) -> None:
     """Says how long a text may be that a user lets the model write, where its folder does not."""
     settings = model.generation_config
-    if settings is not None and settings.max_length is None and settings.max_new_tokens is None:
+    if settings.max_length is None and settings.max_new_tokens is None:
         settings.max_new_tokens = WRITTEN
 
 

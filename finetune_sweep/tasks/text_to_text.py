@@ -123,7 +123,7 @@ class TextToText(Task):
         ids = loading.written(model, batch, labels.shape[1])
         right = labels.masked_fill(labels == IGNORED, int(cast("int", read.pad_token_id)))
         said, wanted = (read.batch_decode(part, skip_special_tokens=True) for part in (ids, right))
-        codes = [torch.from_numpy(wording.codes(cast("list[str]", part))) for part in (said, wanted)]
+        codes = [torch.from_numpy(wording.codes(part)) for part in (said, wanted)]
         return Said(codes[0], codes[1], losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:  # noqa: ARG002

@@ -82,16 +82,18 @@ def _save_letters(folder: Path) -> None:
 
 def tiny_t5(folder: Path) -> Path:
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    T5Model(T5Config(vocab_size=9, decoder_start_token_id=0, **sizes)).save_pretrained(str(folder))
+    config = T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    config.decoder_start_token_id = 0
+    T5Model(config).save_pretrained(str(folder))
     _save_letters(folder)
     return folder
 
 
 def tiny_gpt2(folder: Path) -> Path:
     torch.manual_seed(0)
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    GPT2Model(GPT2Config(vocab_size=9, bos_token_id=1, eos_token_id=1, **sizes)).save_pretrained(str(folder))
+    config = GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1)
+    config.eos_token_id = 1
+    GPT2Model(config).save_pretrained(str(folder))
     _save_letters(folder)
     return folder
 
