@@ -267,7 +267,8 @@ print(predict({call}))"""
         use = f"""given = tokenizer({call}, truncation=True, max_length={length}, return_tensors="pt")
 written = model.generate(input_ids=given.input_ids, attention_mask=given.attention_mask)
 print(tokenizer.decode(written[0], skip_special_tokens=True))"""
-    classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
+    names = evidence.plan.classes if _has_classes(evidence.plan) else ()
+    classes = ", ".join(f"`{cell(name)}`" for name in names)
     return f"""\
 From the folder that holds this one:
 
@@ -338,8 +339,8 @@ def _limits(evidence: Evidence) -> str:
         f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
         *(
             [f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
-            if plan.classes
-            else ["What it writes may be wrong, and was compared with one right text a row."]
+            if _has_classes(plan)
+            else ["What it gives may be wrong, and was compared with one right answer a row."]
         ),
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",
     ]
@@ -348,6 +349,11 @@ def _limits(evidence: Evidence) -> str:
     if evidence.record.decided is None:
         lines.append("It was trained on one seed: how far another would move its numbers is not known.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _has_classes(plan: Plan) -> bool:
+    """Whether the task's answers are classes, and no texts or numbers."""
+    return TASKS[plan.sweep.task].columns[-1].kind not in {"text", "number"}
 
 
 def _making(evidence: Evidence) -> list[str]:

@@ -126,7 +126,7 @@ class Outlook:
                 "",
                 f"up to {copies} changed {'copies' if copies > 1 else 'copy'} of each training row (augment)",
             )
-        if plan.classes:
+        if len(plan.classes) > 1:
             yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
         for note in plan.notes:
             yield "", note

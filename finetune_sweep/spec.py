@@ -20,6 +20,7 @@ from finetune_sweep.speed import Speed
 TaskName = Literal[
     "text-classification",
     "text-tagging",
+    "text-regression",
     "token-classification",
     "text-to-text",
     "causal-lm",

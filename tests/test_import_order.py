@@ -48,6 +48,7 @@ ORDER = (
     "finetune_sweep.tasks.entities",
     "finetune_sweep.tasks.texts",
     "finetune_sweep.tasks.wording",
+    "finetune_sweep.tasks.choosing",
     "finetune_sweep.tasks.*",
     "finetune_sweep.tasks",
     "finetune_sweep.finalists",

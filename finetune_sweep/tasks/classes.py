@@ -221,7 +221,12 @@ def _auroc(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
 def _area(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     """The part of all pairs of a true and a false row in which the true one scores higher; ties count half."""
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
     true = int(truth.sum())
-    return float((ranks[places][truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
+    return float((ranks(scores)[truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
+
+
+def ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the rank of each score, from 1 for the lowest, shape `(rows,)`; equal ones have the mean of theirs."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    means = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(means[places], dtype=np.float64)

@@ -143,7 +143,7 @@ class Loaded:
         augment = trial.training.augment
         if augment is None:
             return "train"
-        names, needs = changeable_columns(self._task), augment.replacement or augment.insertion
+        names, needs = self._changeable, augment.replacement or augment.insertion
         similar: Value = sha256(Path(augment.synonyms)) if augment.synonyms else None
         if needs and similar is None:
             similar = self._plan.models[trial.model]
@@ -156,10 +156,16 @@ class Loaded:
         )
 
     @cached_property
+    def _changeable(self) -> list[str]:
+        """The columns of the rows whose texts may be changed."""
+        there = self.prepared.splits["train"].column_names
+        return [name for name in changeable_columns(self._task) if name in there]
+
+    @cached_property
     def _held_out(self) -> set[copies.Inputs]:
         """The texts that no copy of a training row may have."""
         splits = (rows for split, rows in self.prepared.splits.items() if split != "train")
-        names = changeable_columns(self._task)
+        names = self._changeable
         return {inputs for rows in splits for inputs in copies.inputs_of({n: rows[n] for n in names}, names)}
 
     def _similar(self, model: str, augment: Augment, words: set[str]) -> Similar:

@@ -153,6 +153,16 @@ CASES: Mapping[str, Case] = {
         Dataset.from_dict({"text": _TEXTS, "labels": [sorted(set(text) & set("abc")) for text in _TEXTS]}),
         Dataset.from_dict({"text": ["a b"], "labels": [["a", "never"]]}),
     ),
+    "text-regression": Case(
+        tiny_bert,
+        Dataset.from_dict(
+            {
+                "text": _TEXTS,
+                "text_pair": [text[:3] for text in _TEXTS],
+                "number": [text.count("a") / 4 for text in _TEXTS],
+            }
+        ),
+    ),
     "token-classification": Case(
         tiny_bert,
         Dataset.from_dict(
