@@ -28,15 +28,14 @@ class Writer(PythonModel):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> list[str]:  # noqa: ANN401, ARG002
-        """Returns a text for each row of a table with one column.
+    def predict(self, context: Any, model_input: list[str]) -> list[str]:  # noqa: ANN401, ARG002
+        """Returns a text for each text.
 
         Args:
             context: MLflow's.
-            model_input: The table.
-            params: Nothing.
+            model_input: The texts.
         """
-        return [self._answer(str(text)) for text in model_input.iloc[:, 0]]
+        return [self._answer(text) for text in model_input]
 
     def _answer(self, text: str) -> str:
         given = self.tokenizer(text, truncation=True, return_tensors="pt")

@@ -160,7 +160,7 @@ def _perfect(made: Made) -> Predictions:
     values = labels
     if not labels.size:  # losses of the tokens of each row, how many they are, and how many were right
         values = np.asarray(said.values)[:, [1, 1, 1]] * np.array([0.0, 1.0, 1.0])
-    elif said.values.shape != labels.shape:
+    elif made.classes and said.values.shape != labels.shape:
         values = 20.0 * np.eye(len(made.classes), dtype=np.float32)[labels]
     elif np.issubdtype(said.values.dtype, np.floating) and np.issubdtype(labels.dtype, np.integer):
         values = 40.0 * labels.astype(np.float32) - 20

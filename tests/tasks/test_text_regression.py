@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,12 @@ def _with_types(folder: Path) -> Path:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, SYLLABLES.index(token)) for token in ("[CLS]", "[SEP]")],
     )
-    tokenizer.init_kwargs["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
     tokenizer.save_pretrained(str(folder))
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    file.write_text(json.dumps({**settings, "model_input_names": names}))
     return folder
 
 
