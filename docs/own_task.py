@@ -55,7 +55,7 @@ class TextCounts(Task):
         """The pretrained model with a head, and the names of the parameters that are new."""
         return loading.load_model(folder, self.auto_model, classes, "regression")
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """The loss of each row, shape `(batch,)`, float32."""
         log_count = output.logits.float().squeeze(-1)
         return log_count.exp() - batch["labels"] * log_count
