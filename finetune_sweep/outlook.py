@@ -130,7 +130,8 @@ class Outlook:
                 "",
                 f"up to {copies} changed {'copies' if copies > 1 else 'copy'} of each training row (augment)",
             )
-        yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
+        if len(plan.classes) > 1:
+            yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
         for note in plan.notes:
             yield "", note
         merged = f" ({plan.merged} more are the same as one of them)" if plan.merged else ""

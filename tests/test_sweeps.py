@@ -26,6 +26,15 @@ TRIALS: Mapping[str, int] = {
     "mnist_hub": 9,
     "addresses": 4,
     "addresses_hub": 4,
+    "pairs": 2,
+    "pairs_hub": 6,
+    "places": 2,
+    "places_hub": 6,
+    "pronunciations": 2,
+    "summaries": 2,
+    "summaries_hub": 4,
+    "smollm2": 2,
+    "smollm2_hub": 4,
     "bert_tpe": 0,  # they follow from the results
 }
 

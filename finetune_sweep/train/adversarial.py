@@ -68,7 +68,8 @@ def fast_gradient(
 
     Args:
         embeddings: The module whose output is moved: the word embeddings, a tensor of shape `(batch, ...)` whose
-            first axis is the examples, or `(1, tokens, hidden)` with the texts of a batch end to end.
+            first axis is the examples, or `(1, tokens, hidden)` with the texts of a batch end to end. Where it is
+            called again in a pass, as for the decoder, that output stays.
         losses: A forward pass of the same batch, giving the loss of each example, shape `(batch,)`. It is called
             twice: for the same dropout in both, let it seed the generator.
         epsilon: The length of the step, above 0.
@@ -76,7 +77,7 @@ def fast_gradient(
     """
     with _output(embeddings) as outputs:
         clean = losses()
-    (gradient,) = torch.autograd.grad(clean.sum(), outputs, retain_graph=True)
+    (gradient,) = torch.autograd.grad(clean.sum(), outputs[:1], retain_graph=True)
     with _moved(embeddings, perturbation(gradient, epsilon, lengths)):
         return Losses(clean, losses())
 
@@ -99,8 +100,11 @@ def _output(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _moved(module: nn.Module, by: Tensor) -> Iterator[None]:
-    """Adds a constant to the output of a module."""
-    handle = module.register_forward_hook(lambda _module, _args, output: output + by)
+    """Adds a constant to the output of a module, the first time that it is called."""
+    once = [by]
+    handle = module.register_forward_hook(
+        lambda _module, _args, output: output + once.pop() if once else output
+    )
     try:
         yield
     finally:

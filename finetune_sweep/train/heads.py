@@ -304,7 +304,8 @@ def _evaluate(
 def _train_metrics(job: Job, seen: _Seen) -> dict[str, float]:
     labels = job.task.collate(job.train, seen.order, job.pad_token_id)[LABELS].to(job.device)
     output: Output = Logits(torch.cat(seen.logits))
-    predictions = Predictions.join([job.task.predict(output, {LABELS: labels})], seen.order)
+    said = job.task.predict(output, {LABELS: labels}, job.task.losses(output, {LABELS: labels}))
+    predictions = Predictions.join([said.stored()], seen.order)
     return job.task.score(predictions, job.classes)
 
 

@@ -19,12 +19,12 @@ import torch
 
 from finetune_sweep.errors import TrialError
 from finetune_sweep.phases import probe_epochs
-from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
+from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Said, Task
 from finetune_sweep.train import layers, optim
 from finetune_sweep.train.adversarial import fast_gradient
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
-from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, Seen, derive_seed
+from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EVALUATION_BATCH: Final = 64
-"""Rows evaluated at once; fixed, so that a metric does not depend on the training's batch size."""
 _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -127,8 +125,8 @@ def evaluate(
 ) -> Predictions:
     """Predicts every row of a split, with the model in eval mode.
 
-    Batches are of `EVALUATION_BATCH` rows of similar length, always the same ones; one that does not fit into
-    memory is halved.
+    Batches are of `task.evaluation_batch` rows of similar length, always the same ones; one that does not fit
+    into memory is halved.
 
     Returns:
         One row for each row of the split, in its order.
@@ -141,7 +139,10 @@ def evaluate(
     def predict(rows: NDArray[np.int64]) -> list[Predictions]:
         def compute() -> Predictions:
             batch = _collate(task, encoded, rows, pad_token_id)
-            return task.predict(_compute(forward, batch, device, precision), _labels(batch, device))
+            output, labels = _compute(forward, batch, device, precision), _labels(batch, device)
+            losses = task.losses(output, labels)
+            with _in_precision(device, precision):
+                return task.respond(forward.model, output, {**batch, **labels}, losses).stored()
 
         predictions = _unless_out_of_memory(compute)
         if predictions is not None:
@@ -151,9 +152,9 @@ def evaluate(
         middle = len(rows) // 2
         return [*predict(rows[:middle]), *predict(rows[middle:])]
 
-    order = np.argsort(encoded.lengths(), kind="stable")
+    order, size = np.argsort(encoded.lengths(), kind="stable"), task.evaluation_batch
     with torch.inference_mode():
-        batches = [order[i : i + EVALUATION_BATCH] for i in range(0, len(order), EVALUATION_BATCH)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 
 
@@ -184,7 +185,7 @@ def _order(job: Job, epoch: int) -> NDArray[np.int64]:
 def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[[], bool]) -> None:
     """Moves the state on to the end of its epoch, or to a step before that.
 
-    Losses and logits stay on an accelerator until the end of the epoch: reading each would make it wait for every
+    Losses and predictions stay on an accelerator until the end of the epoch: reading each would make it wait for every
     step.
     """
     started = time.perf_counter()
@@ -215,16 +216,16 @@ def _enter(job: Job, state: LoopState) -> None:
         state.optimizer.state.clear()
 
 
-def settle(job: Job, state: LoopState) -> None:
+def settle(state: LoopState) -> None:
     """Makes a state that stands within an epoch ready to be stored; this waits for an accelerator to be done."""
     if state.pending.losses:
-        state.pending = replace(state.pending, seen=(), before=_said(job, state.pending))
+        state.pending = replace(state.pending, seen=(), before=_said(state.pending))
 
 
-def _said(job: Job, pending: Pending) -> Predictions:
+def _said(pending: Pending) -> Predictions:
     """What the model said of the rows of an epoch so far, in the order in which they were trained on."""
     parts = [] if pending.before is None else [pending.before]
-    parts += [job.task.predict(part, part.batch) for part in pending.seen]
+    parts += [part.stored() for part in pending.seen]
     return Predictions.join(parts, np.arange(sum(map(len, parts))))
 
 
@@ -238,11 +239,11 @@ def _finish_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
     state.epoch += 1
     mean = float(torch.stack(list(pending.losses)).cpu().double().sum()) / len(job.train)
     check_loss(mean, state.epoch, state.step)
-    predictions = Predictions.join([_said(job, pending)], _order(job, state.epoch))
+    predictions = Predictions.join([_said(pending)], _order(job, state.epoch))
     return mean, job.task.score(predictions, job.classes)
 
 
-def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
+def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Said]]:
     """Takes one optimizer step, in micro-batches that fit into memory; returns what `_accumulate` does."""
     while (computed := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
         state.optimizer.zero_grad(set_to_none=True)
@@ -258,11 +259,11 @@ def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     return computed
 
 
-def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
-    """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and the outputs."""
+def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Said]]:
+    """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and what was said."""
     state.optimizer.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
-    seen: list[Seen] = []
+    seen: list[Said] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
         batch = _collate(job.task, job.train, part, job.pad_token_id)
@@ -275,7 +276,7 @@ def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     return torch.stack(losses).sum(), seen
 
 
-def _objective(job: Job, state: LoopState, batch: Batch, seed: int) -> tuple[Tensor, Seen]:
+def _objective(job: Job, state: LoopState, batch: Batch, seed: int) -> tuple[Tensor, Said]:
     """What is minimised of each row of a batch, shape `(rows,)`, and what the model said of the rows as they are."""
     labels = _labels(batch, job.device)
     outputs: list[Output] = []
@@ -288,11 +289,15 @@ def _objective(job: Job, state: LoopState, batch: Batch, seed: int) -> tuple[Ten
 
     epsilon = job.settings.adversarial_epsilon
     if epsilon:
-        words = state.model.get_input_embeddings()
+        reader = state.model.get_encoder() if state.model.config.is_encoder_decoder else state.model
+        words = reader.get_input_embeddings()
         found = fast_gradient(words, losses, epsilon, batch["attention_mask"].sum(1)).total
     else:
         found = losses()
-    return found, Seen(outputs[0].logits.detach(), labels)
+    with torch.no_grad():
+        is_plain = not epsilon and not job.settings.label_smoothing
+        own = found.detach() if is_plain else job.task.losses(outputs[0], labels)
+        return found, job.task.predict(outputs[0], labels, own)
 
 
 def _update(job: Job, state: LoopState) -> int:
@@ -312,8 +317,12 @@ def _collate(task: Task, encoded: Encoded, rows: NDArray[np.int64], pad_token_id
 
 
 def _compute(forward: Forward, batch: Batch, device: str, precision: Precision) -> Output:
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with _in_precision(device, precision):
         return forward(batch)
+
+
+def _in_precision(device: str, precision: Precision) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def _labels(batch: Batch, device: str) -> Batch:

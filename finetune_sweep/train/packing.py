@@ -96,12 +96,14 @@ class Packed:
         position_ids: Shape `(1, tokens)`.
         read: Shape `(rows,)`: the token of each text that the head reads.
         rows: Where the texts lie.
+        token_type_ids: Shape `(1, tokens)`: which of two texts a token is of; None where each text is alone.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     read: Tensor
     rows: Rows
+    token_type_ids: Tensor | None = None
 
 
 def attend(  # noqa: PLR0913 - transformers' signature
@@ -177,7 +179,9 @@ def pack(batch: Batch, arch: Architecture, pad_token_id: int, device: str) -> Pa
         slots=None if is_full else mask.flatten().nonzero()[:, 0].to(device),
         mask=None if is_full else mask[:, None, None, :].to(device),
     )
+    types = batch.get("token_type_ids")
     return Packed(
+        token_type_ids=None if types is None else types[mask][None].to(device),
         input_ids=ids[mask][None].to(device),
         position_ids=positions[mask][None].to(device),
         read=(lengths.cumsum(0) - lengths + read).to(device),
@@ -233,6 +237,8 @@ class Body:
         inputs: dict[str, Tensor] = {}
         if states is None:
             inputs["input_ids"] = packed.input_ids
+            if packed.token_type_ids is not None:
+                inputs["token_type_ids"] = packed.token_type_ids
         else:
             inputs["inputs_embeds"] = states[None]
         with _attending(self._config):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Predictions, Task
+from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Said, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.optim import Anchor
 from finetune_sweep.train.packing import Forward
@@ -148,14 +148,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the model said of a micro-batch while it was trained on it, with the right labels."""
-
-    logits: Tensor
-    batch: Batch
-
-
-@dataclass(frozen=True)
 class Pending:
     """What is known of an epoch that is not over.
 
@@ -167,7 +159,7 @@ class Pending:
     """
 
     losses: tuple[Tensor, ...] = ()
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[Said, ...] = ()
     seconds: float = 0.0
     before: Predictions | None = None
 

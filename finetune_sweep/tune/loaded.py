@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import Augment
-    from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.tasks.contract import Encoded, Processor
     from finetune_sweep.train.heads import Heads
 
 
@@ -61,7 +61,7 @@ class Pretrained:
     new_parameters: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     arch: architecture.Architecture
-    pad_token_id: int
+    processor: Processor
 
     def restore(self) -> PreTrainedModel:
         """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
@@ -118,8 +118,8 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            pad = pad_token_id(load_processor(folder))
-            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
+            processor = load_processor(folder)
+            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, processor)
         return self._pretrained
 
     def _check_model(self, model: str, folder: Path) -> None:
@@ -144,7 +144,7 @@ class Loaded:
         augment = trial.training.augment
         if augment is None:
             return "train"
-        names, needs = changeable_columns(self._task), augment.replacement or augment.insertion
+        names, needs = self._changeable, augment.replacement or augment.insertion
         similar: Value = sha256(Path(augment.synonyms)) if augment.synonyms else None
         if needs and similar is None:
             similar = self._plan.models[trial.model]
@@ -157,10 +157,16 @@ class Loaded:
         )
 
     @cached_property
+    def _changeable(self) -> list[str]:
+        """The columns of the rows whose texts may be changed."""
+        there = self.prepared.splits["train"].column_names
+        return [name for name in changeable_columns(self._task) if name in there]
+
+    @cached_property
     def _held_out(self) -> set[copies.Inputs]:
         """The texts that no copy of a training row may have."""
         splits = (rows for split, rows in self.prepared.splits.items() if split != "train")
-        names = changeable_columns(self._task)
+        names = self._changeable
         return {inputs for rows in splits for inputs in copies.inputs_of({n: rows[n] for n in names}, names)}
 
     def _similar(self, model: str, augment: Augment, words: set[str]) -> Similar:
@@ -203,8 +209,9 @@ class Loaded:
     def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
         """What a trial trains; the model has its pretrained tensors."""
         train, validation = self._rows(trial)
+        task = self._task.bound(pretrained.model, pretrained.processor)
         job = Job(
-            task=robustness.task_for(self._plan.sweep.metric.name, self._task),
+            task=robustness.task_for(self._plan.sweep.metric.name, task),
             train=self.encoded(train, pretrained.folder, trial.max_length),
             validation=self.encoded(validation, pretrained.folder, trial.max_length),
             classes=self._plan.classes,
@@ -215,7 +222,7 @@ class Loaded:
             precision="bf16" if trial.training.precision == "bf16" else "fp32",
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
-            pad_token_id=pretrained.pad_token_id,
+            pad_token_id=pad_token_id(pretrained.processor),
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )

@@ -265,7 +265,7 @@ def test_losses_and_logits_are_fp32_for_a_model_in_bf16(tmp_path: Path) -> None:
     batch = TASK.collate(encoded, np.array([0, 1]), 0)
     output = model.bfloat16()(**batch)
     assert TASK.losses(output, batch).dtype == torch.float32
-    part = TASK.predict(output, batch)
+    part = TASK.predict(output, batch, TASK.losses(output, batch)).stored()
     assert (str(part.values.dtype), str(part.losses.dtype)) == ("float32", "float32")
     assert part.values.shape == (2, 2)
     assert part.labels.tolist() == [0, 1]
