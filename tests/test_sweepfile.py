@@ -207,7 +207,7 @@ BAD = {
     ),
     "unknown task": (
         replaced("text-classification", "text-clasification"),
-        "bad.yaml:2: task: must be one of text-classification, text-tagging, token-classification, image-classification or image-tagging, got 'text-clasification' (did you mean 'text-classification'?)",
+        "bad.yaml:2: task: must be one of text-classification, text-tagging, text-regression, token-classification, text-to-text, causal-lm, image-classification or image-tagging, got 'text-clasification' (did you mean 'text-classification'?)",
     ),
     "unknown column": (
         replaced("text: sentence", "txt: sentence"),
@@ -215,7 +215,7 @@ BAD = {
     ),
     "unknown example model": (
         replaced("example:minilm-l6", "example:minilm"),
-        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6",
+        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6, minilm-l6-pair",
     ),
     "folder that is no model": (
         replaced("example:minilm-l6", "."),
