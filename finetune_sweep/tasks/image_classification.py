@@ -9,77 +9,29 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.tasks import classes as answers
-from finetune_sweep.tasks import loading
+from finetune_sweep.tasks.choosing import Classification
 from finetune_sweep.tasks.contract import Column, Encoded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
+    from finetune_sweep.tasks.contract import Batch, Processor
 
 _READ_AT_ONCE = 256
 _ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 @dataclass(frozen=True)
-class ImageClassification:
-    """`image-classification`, and with `several` `image-tagging`, on the image classifiers of transformers.
+class ImageClassification(Classification):
+    """`image-classification`, and with `several` `image-tagging`."""
 
-    Args:
-        several: Whether a picture may have any number of classes, instead of one.
-    """
-
-    several: bool = False
-
-    @property
-    def name(self) -> str:
-        """What a sweep file calls it."""
-        return "image-tagging" if self.several else "image-classification"
-
-    @property
-    def pipeline(self) -> str:
-        """What `transformers.pipeline` calls it."""
-        return "image-classification"
-
-    @property
-    def auto_model(self) -> str:
-        """The class of transformers that loads a model of it."""
-        return "AutoModelForImageClassification"
-
-    @property
-    def packs(self) -> bool:
-        """Pictures have no padding."""
-        return False
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """`image` and `label`, or `labels`."""
-        image = Column("image", required=True, description="a path, or the bytes of a file", kind="image")
-        if self.several:
-            return image, Column("labels", True, "a list of its classes, which may be empty", "labels", True)
-        return image, Column("label", True, "its class", "class", target=True)
-
-    @property
-    def metrics(self) -> Mapping[str, Mode]:
-        """See `classes.score_one` and `classes.score_several`."""
-        return answers.ANY_OF if self.several else answers.ONE_OF
-
-    def classes(self, train: Dataset) -> tuple[str, ...]:
-        """Returns the labels of the training rows, sorted; in numeric order if all are whole numbers.
-
-        Raises:
-            UserError: There are fewer than two.
-        """
-        if self.several:
-            return answers.ordered(name for of_row in train["labels"] for name in of_row)
-        return answers.ordered(str(label) for label in train.unique("label"))
+    of = "image"
+    inputs = (Column("image", required=True, description="a path, or the bytes of a file", kind="image"),)
+    auto_model = "AutoModelForImageClassification"
+    packs = False  # pictures have no padding
 
     def encode(
         self,
@@ -96,8 +48,7 @@ class ImageClassification:
         Raises:
             UserError: A row has a label that is not among the classes, or the processor makes other values.
         """
-        find = answers.marks if self.several else answers.indices
-        labels = find(rows[self.columns[-1].name], classes)
+        labels = self.labels(rows, classes)
         make = cast("Any", processor)
         channels = len(make.image_mean or (0.0,) * 3)
         parts = []
@@ -130,33 +81,6 @@ class ImageClassification:
         )
         values = pixels.float() * scale[:, :, None, None] + shift[:, :, None, None]
         return {"pixel_values": values, "labels": labels}
-
-    def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """Loads the model with a head of one logit a class; a head of another size is replaced.
-
-        Raises:
-            UserError: The folder holds no such model in safetensors, or its body is not all there.
-        """
-        problem = f"{'multi' if self.several else 'single'}_label_classification"
-        return loading.load_model(folder, self.auto_model, classes, problem)
-
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
-        """Returns the cross-entropy of each row in nats, shape `(batch,)`, float32."""
-        return answers.losses(output, batch)
-
-    def predict(self, output: Output, batch: Batch) -> Predictions:
-        """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""
-        return answers.predict(output, batch)
-
-    def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
-        """Returns the metrics of a split; see `classes.score_one` and `classes.score_several`."""
-        if self.several:
-            return answers.score_several(predictions)
-        return answers.score_one(predictions, classes)
-
-    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
-        """Returns right and wrong answers as 1 and 0 for the parts of right rows, the losses for `loss`."""
-        return answers.row_scores(predictions, metric)
 
     def input_example(self) -> list[str]:
         """Returns a picture of one pixel, in base64."""

@@ -87,6 +87,8 @@ def test_a_model_of_the_task_is_promoted_loaded_and_served(
             assert set(str(answer[0]).split(",")) <= classes
         case "image-classification":
             assert answer.iloc[0, 0]["label"] in classes
+        case "text-generation" | "text2text-generation":
+            assert isinstance(answer[0], str)
         case _:
             assert list(answer.columns) == ["label", "score"]
             assert answer["label"][0] in classes

@@ -15,7 +15,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2Model,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -32,11 +36,11 @@ SYLLABLES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A task's tiny model and its rows; `bad` has a target that was never seen in training."""
+    """A task's tiny model and its rows; `bad` has a target that was never seen in training, where there is such."""
 
     model: Callable[[Path], Path]
     train: Dataset
-    bad: Dataset
+    bad: Dataset | None = None
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -61,6 +65,36 @@ def tiny_bert(folder: Path) -> Path:
     special = {**unknown, "pad_token": "[PAD]"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+def _save_letters(folder: Path) -> None:
+    """A tokenizer of letters, each a word; a text ends with `</s>`."""
+    letters = {token: place for place, token in enumerate(["<pad>", "</s>", "<unk>", *"abcdef"])}
+    unknown = {"unk_token": "<unk>"}
+    words = Tokenizer(models.WordLevel(letters, **unknown))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {**unknown, "pad_token": "<pad>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(str(folder))
+
+
+def tiny_t5(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    config.decoder_start_token_id = 0
+    T5Model(config).save_pretrained(str(folder))
+    _save_letters(folder)
+    return folder
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1)
+    config.eos_token_id = 1
+    GPT2Model(config).save_pretrained(str(folder))
+    _save_letters(folder)
     return folder
 
 
@@ -119,12 +153,30 @@ CASES: Mapping[str, Case] = {
         Dataset.from_dict({"text": _TEXTS, "labels": [sorted(set(text) & set("abc")) for text in _TEXTS]}),
         Dataset.from_dict({"text": ["a b"], "labels": [["a", "never"]]}),
     ),
+    "text-regression": Case(
+        tiny_bert,
+        Dataset.from_dict(
+            {
+                "text": _TEXTS,
+                "text_pair": [text[:3] for text in _TEXTS],
+                "number": [text.count("a") / 4 for text in _TEXTS],
+            }
+        ),
+    ),
     "token-classification": Case(
         tiny_bert,
         Dataset.from_dict(
             {"tokens": _WORDS, "tags": [["B-early" if w[0] < "d" else "O" for w in of] for of in _WORDS]}
         ),
         Dataset.from_dict({"tokens": [["a"]], "tags": [["B-never"]]}),
+    ),
+    "text-to-text": Case(
+        tiny_t5,
+        Dataset.from_dict({"text": _TEXTS, "target": [" ".join(sorted(text.split())) for text in _TEXTS]}),
+    ),
+    "causal-lm": Case(
+        tiny_gpt2,
+        Dataset.from_dict({"prompt": [text[:1] for text in _TEXTS], "text": [text[2:] for text in _TEXTS]}),
     ),
     "image-classification": Case(
         tiny_vit,
