@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from finetune_sweep.layout import write_atomic
+from finetune_sweep.durable import write_atomic
 from finetune_sweep.markdown import table
 from tests.sweeps.aims import AIMS, Done
 from tests.sweeps.use import use
