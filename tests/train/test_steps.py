@@ -376,7 +376,7 @@ def test_interrupted_equals_uninterrupted(method: str, at: int) -> None:
     whole = trained(job, model)
     interrupted = start(job, bert(), NEW)
     before = list(fit(job, interrupted, until=at))
-    loop.settle(job, interrupted)
+    loop.settle(interrupted)
     snapshot = interrupted.state_dict()
     torch.rand(5)
 
