@@ -22,6 +22,8 @@ TRIALS: Mapping[str, int] = {
     "augmentation": 8,
     "mnist": 2,
     "mnist_hub": 9,
+    "scenes": 2,
+    "scenes_hub": 4,
     "addresses": 4,
     "addresses_hub": 4,
     "pronunciations": 2,
