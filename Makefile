@@ -6,12 +6,13 @@
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
 # make chaos    kills a sweep in all ways that are known: a sample, about half an hour on two busy cores; chaos-all: hours
+# make sweeps   the sweeps that ship, one of each task, run for real: what they reached; stopped, it goes on; half an hour
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full check docs lint types \
+.PHONY: install run sweeps test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full check docs lint types \
 	format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
@@ -25,8 +26,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
-test test-slow test-cluster test-docker test-ui chaos chaos-all: export OMP_NUM_THREADS ?= 1
-test test-slow test-cluster test-docker test-ui chaos chaos-all: export HF_HUB_OFFLINE = 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all sweeps: export OMP_NUM_THREADS ?= 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all sweeps: export HF_HUB_OFFLINE = 1
 
 install: $(STAMP)
 
@@ -68,6 +69,10 @@ chaos: install
 
 chaos-all: install
 	$(BIN)/python -m tests.chaos --all $(CHAOS_ARGS)
+
+# Runs each, loads what it promoted, and prints a table; what was done is kept in runs/sweeps.
+sweeps: install
+	$(BIN)/python -m tests.sweeps
 
 # Ours and the peers on the same sweeps. What was measured is stored, and both go on where they were.
 bench: install

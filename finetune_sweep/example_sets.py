@@ -8,7 +8,7 @@ import io
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 from xml.etree import ElementTree as ET
@@ -20,7 +20,6 @@ ADDRESSES = "usaddress-0.5.16/training/labeled.xml"
 DIGITS = "mnist_5k.csv.gz"
 WORDS = "package/index.js"
 ASPECTS = ("challenge", "approach", "outcome")
-_PAPERS = {"train": "train", "validation": "val", "test": "test"}
 _WORD = re.compile(r"""\s*"?(?P<word>[a-z']+)"?: "(?P<phonemes>[^"]+)",?""")
 _SIDE = 28
 _CANVAS = 48
@@ -32,12 +31,11 @@ _SCENES = {"train": (0, 4000, 2000), "validation": (4000, 4500, 200), "test": (4
 
 def convert_addresses(source: Path, target: Path) -> None:
     """Writes the words of each address with their labels, which are the names of the elements they stand in."""
-    lines = []
+    rows = []
     for address in ET.parse(source / ADDRESSES).getroot():  # noqa: S314 - a file of known sha256
         words = [(word, part.tag) for part in address for word in (part.text or "").split()]
-        row = {"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    (target / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+        rows.append({"tokens": [word for word, _ in words], "tags": [tag for _, tag in words]})
+    _write(rows, target / "train.jsonl")
 
 
 def convert_digits(source: Path, target: Path) -> None:
@@ -111,8 +109,9 @@ def _apart(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 class Paper(TypedDict):
-    """What is read of a paper of aclsum: sentences by section, a summary by aspect, and 0 or 1 for each by aspect."""
+    """Of a paper of aclsum: sentences by section, summaries by aspect, and 0 or 1 for each sentence by aspect."""
 
+    title: str
     sentences: dict[str, list[str]]
     summary: dict[str, str]
     highlights: dict[str, dict[str, list[int]]]
@@ -120,11 +119,19 @@ class Paper(TypedDict):
 
 def convert_acl_aspects(source: Path, target: Path) -> None:
     """Writes the sentences that carry exactly one mark, in the order of papers, sections and sentences."""
-    for split, name in _PAPERS.items():
-        papers = (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for paper in papers for row in _marked_sentences(json.loads(paper))]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (target / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for split, papers in _papers(source):
+        _write([row for paper in papers for row in _marked_sentences(paper)], target / f"{split}.jsonl")
+
+
+def _papers(source: Path) -> Iterator[tuple[str, list[Paper]]]:
+    for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
+        lines = (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        yield split, [json.loads(line) for line in lines]
+
+
+def _write(rows: Sequence[Mapping[str, object]], file: Path) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 def _marked_sentences(paper: Paper) -> Iterator[dict[str, str]]:
@@ -137,24 +144,48 @@ def _marked_sentences(paper: Paper) -> Iterator[dict[str, str]]:
 
 def convert_acl_summaries(source: Path, target: Path) -> None:
     """Writes three rows a paper: an aspect with the paper's sentences, and the sentence that sums it up."""
-    for split, name in _PAPERS.items():
-        lines = []
-        for line in (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            paper: Paper = json.loads(line)
+    for split, papers in _papers(source):
+        rows = []
+        for paper in papers:
             whole = " ".join(sentence for section in paper["sentences"].values() for sentence in section)
-            for aspect in ASPECTS:
-                row = {"paper": f"{aspect}: {whole}", "summary": paper["summary"][aspect]}
-                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-        (target / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            rows += [
+                {"paper": f"{aspect}: {whole}", "summary": paper["summary"][aspect]} for aspect in ASPECTS
+            ]
+        _write(rows, target / f"{split}.jsonl")
+
+
+def convert_acl_pairs(source: Path, target: Path) -> None:
+    """Writes six rows a paper: its title with each of its three summaries, and with those of the paper before it."""
+    for split, papers in _papers(source):
+        rows = []
+        for place, paper in enumerate(papers):
+            for label, other in (("same", paper), ("other", papers[place - 1])):
+                rows += [
+                    {"title": paper["title"], "summary": other["summary"][aspect], "papers": label}
+                    for aspect in ASPECTS
+                ]
+        _write(rows, target / f"{split}.jsonl")
+
+
+def convert_acl_places(source: Path, target: Path) -> None:
+    """Writes the sentences of each abstract with their place in it, from 0 for the first to 1 for the last."""
+    for split, papers in _papers(source):
+        abstracts = [paper["sentences"]["abstract"] for paper in papers]
+        rows = [
+            {"sentence": sentence, "place": round(place / (len(abstract) - 1), 4)}
+            for abstract in abstracts
+            if len(abstract) > 1
+            for place, sentence in enumerate(abstract)
+        ]
+        _write(rows, target / f"{split}.jsonl")
 
 
 def convert_pronunciations(source: Path, target: Path) -> None:
     """Writes words of letters and apostrophes with their phonemes in ARPAbet, without the digits that mark stress."""
-    lines = []
+    rows = []
     for line in (source / WORDS).read_text(encoding="utf-8").splitlines():
         found = _WORD.fullmatch(line)
         if found:
             phonemes = re.sub(r"\d", "", found["phonemes"].partition("#")[0])  # what follows is a remark
-            row = {"word": found["word"], "phonemes": phonemes.strip()}
-            lines.append(json.dumps(row) + "\n")
-    (target / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+            rows.append({"word": found["word"], "phonemes": phonemes.strip()})
+    _write(rows, target / "train.jsonl")

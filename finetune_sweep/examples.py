@@ -301,6 +301,20 @@ DATA: Mapping[str, Example] = {
         packages=(_ACLSUM,),
         convert=example_sets.convert_acl_summaries,
     ),
+    "acl-pairs": Example(
+        description="their titles, each with a summary of the same paper or of another one",
+        licence="MIT",
+        version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_pairs,
+    ),
+    "acl-places": Example(
+        description="the sentences of their abstracts, with their place in it from 0 to 1",
+        licence="MIT",
+        version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_places,
+    ),
     "pronunciations": Example(
         description="English words and their phonemes, without stress, of the CMU pronouncing dictionary",
         licence="ISC",

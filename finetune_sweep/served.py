@@ -28,12 +28,18 @@ class Writer(PythonModel):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
 
-    def predict(self, context: Any, model_input: list[str]) -> list[str]:  # noqa: ANN401, ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ANN401, ARG002
+        model_input: list[str],
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> list[str]:
         """Returns a text for each text.
 
         Args:
             context: MLflow's.
             model_input: The texts.
+            params: Not used.
         """
         return [self._answer(text) for text in model_input]
 

@@ -28,12 +28,18 @@ class Detector(PythonModel):
 
         self.find = pipeline("object-detection", model=context.artifacts["model"])
 
-    def predict(self, context: Any, model_input: list[str]) -> Any:  # noqa: ANN401, ARG002
+    def predict(
+        self,
+        context: Any,  # noqa: ANN401, ARG002
+        model_input: list[str],
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> Any:  # noqa: ANN401
         """Returns for each picture its boxes: `label`, `score`, and `box` in pixels.
 
         Args:
             context: MLflow's.
             model_input: Paths, addresses, or the bytes of files in base64.
+            params: Not used.
         """
         return [self.find(_opened(picture)) for picture in model_input]
 

@@ -51,7 +51,9 @@ def labels(
     return filled
 
 
-def set_losses(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def set_losses(
+    logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Returns the loss of each picture, shape `(batch,)`, float32: that of DETR (Carion et al. 2020).
 
     Each right box is matched with one that was said, so that the sum of their costs is least. The loss is the mean
@@ -63,6 +65,7 @@ def set_losses(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor) 
         logits: Shape `(batch, said, classes + 1)`, the last one for no box.
         boxes: Shape `(batch, said, 4)`: centre, width and height.
         labels: Shape `(batch, most, 5)`: the class and the same; `IGNORED` after the last box of a picture.
+        label_smoothing: The part of the target that is spread evenly over the classes and no box.
     """
     import torch
     from torch.nn import functional
@@ -76,7 +79,9 @@ def set_losses(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor) 
     classes = logits.new_full(logits.shape[:2], nothing, dtype=torch.int64)
     classes[row, said] = right[:, 0].long()
     weights = torch.where(classes == nothing, _OF_NOTHING, 1.0)
-    entropy = functional.cross_entropy(logits.transpose(1, 2), classes, reduction="none")
+    entropy = functional.cross_entropy(
+        logits.transpose(1, 2), classes, reduction="none", label_smoothing=label_smoothing
+    )
     pairs = boxes[row, said], right[:, 1:]
     overlap = detr.generalized_box_iou(*(corners(side) for side in pairs)).diagonal()
     distance = (pairs[0] - pairs[1]).abs().sum(dim=1)

@@ -83,9 +83,9 @@ class CausalLM(Task):
         loading.let_it_write(model)
         return model, new
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the next tokens of each row in nats, shape `(batch,)`, float32."""
-        return texts.token_losses(output.logits[:, :-1], batch["labels"][:, 1:])
+        return texts.token_losses(output.logits[:, :-1], batch["labels"][:, 1:], label_smoothing)
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns for each row the sum of its tokens' losses, their number, and how many the model had right.

@@ -96,9 +96,9 @@ class Classification(Task):
         problem = f"{'multi' if self.several else 'single'}_label_classification"
         return loading.load_model(folder, self.auto_model, classes, problem)
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the cross-entropy of each row in nats, shape `(batch,)`, float32."""
-        return answers.losses(output, batch)
+        return answers.losses(output, batch, label_smoothing)
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""

@@ -91,18 +91,20 @@ def marks(labels: Sequence[Sequence[str]], classes: Sequence[str]) -> NDArray[np
     return marked
 
 
-def losses(output: Output, batch: Batch) -> torch.Tensor:
+def losses(output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
     """Returns the loss of each row in nats, shape `(batch,)`, float32.
 
     Cross-entropy where `labels` is `(batch,)`; where it is `(batch, classes)`, the mean over the classes of the
-    binary one.
+    binary one. With label smoothing e the target of a class is `(1 - e) * label + e / K`, where K is the number of
+    classes, and 2 for a binary one (Szegedy et al. 2016).
     """
     from torch.nn import functional
 
     logits, labels = output.logits.float(), batch["labels"]
     if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    return functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=1)
+        return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    targets = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
 def predict(output: Output, batch: Batch, losses: torch.Tensor) -> Said:

@@ -326,8 +326,15 @@ class Task(Protocol):
         """Returns the task as it collates and predicts for one model: itself, unless it has to know the model."""
         return self
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
-        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output."""
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output.
+
+        Args:
+            output: Of the model.
+            batch: With the labels.
+            label_smoothing: The part of the target that is spread evenly over the classes; a sweep gives none to a
+                task without classes.
+        """
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns what the metrics need of one batch of which only `labels` are given, in the order of its rows.

@@ -71,7 +71,7 @@ class TextRegression(Task):
         model.config.pad_token_id = loading.pad_token_id(loading.load_processor(folder))
         return model, new
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:  # noqa: ARG002
         """Returns the squared error of each row, shape `(batch,)`, float32."""
         return (output.logits.float().squeeze(-1) - batch["labels"]).square()
 

@@ -101,9 +101,10 @@ class TextToText(Task):
         tokenizer = cast("PreTrainedTokenizerBase", processor)
         return replace(self, tokenizer=tokenizer, start=_start(model) or 0)
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the tokens of each row in nats, shape `(batch,)`, float32."""
-        return texts.token_losses(output.logits, batch["labels"][:, : output.logits.shape[1]])
+        labels = batch["labels"][:, : output.logits.shape[1]]
+        return texts.token_losses(output.logits, labels, label_smoothing)
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
         """Returns the losses alone, values and labels of shape `(batch, 0)`: in training, nothing is written."""

@@ -112,17 +112,22 @@ def attention_mask(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy(_mask([len(ids[int(row)]) for row in rows]).astype(np.int64))
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
     """Returns the mean cross-entropy of the labelled tokens of each row in nats, shape `(batch,)`, float32.
 
     Args:
         logits: Shape `(batch, longest, classes)`.
         labels: Shape `(batch, longest)`, `IGNORED` where there is none; a row without any has the loss 0.
+        label_smoothing: The part of the target that is spread evenly over the classes.
     """
     from torch.nn import functional
 
     of_token = functional.cross_entropy(
-        logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
+        logits.float().transpose(1, 2),
+        labels,
+        reduction="none",
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
     )
     return of_token.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
 

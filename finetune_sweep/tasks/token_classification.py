@@ -109,9 +109,9 @@ class TokenClassification(Task):
         """
         return loading.load_model(folder, self.auto_model, classes)
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the words of each row in nats, shape `(batch,)`, float32."""
-        return texts.token_losses(output.logits, batch["labels"])
+        return texts.token_losses(output.logits, batch["labels"], label_smoothing)
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns the likeliest class of each word, shape `(batch, longest)`; `IGNORED` beside the labels."""

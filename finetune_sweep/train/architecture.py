@@ -114,6 +114,23 @@ _T5 = Family(
     decoder="decoder.block",
     decoder_count="num_decoder_layers",
 )
+_BART = Family(
+    prefix="model",
+    embeddings=(
+        "shared",
+        "encoder.embed_tokens",
+        "encoder.embed_positions",
+        "encoder.layernorm_embedding",
+        "decoder.embed_tokens",
+        "decoder.embed_positions",
+        "decoder.layernorm_embedding",
+    ),
+    blocks="encoder.layers",
+    count="encoder_layers",
+    width="d_model",
+    decoder="decoder.layers",
+    decoder_count="decoder_layers",
+)
 _TWO_BERTS = Family(
     prefix="encoder_decoder",
     embeddings=("encoder.embeddings", "decoder.bert.embeddings"),
@@ -139,6 +156,7 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "t5": _T5,
+    "bart": _BART,
     "encoder-decoder": _TWO_BERTS,
 }
 

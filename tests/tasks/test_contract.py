@@ -38,9 +38,8 @@ SIGNED = {"mcc", "pearson", "spearman", "r2"}
 class Made:
     """A case, encoded, with its model."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        task: Task = TASKS[name]
-        self.case: Case = CASES[name]
+    def __init__(self, task: Task, case: Case, folder: Path) -> None:
+        self.case = case
         self.folder = self.case.model(folder / "model")
         self.classes = task.classes(self.case.train)
         self.processor = load_processor(self.folder)
@@ -70,7 +69,7 @@ class Made:
 
 @pytest.fixture(params=NAMES)
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Made:
-    return Made(request.param, tmp_path)
+    return Made(TASKS[request.param], CASES[request.param], tmp_path)
 
 
 def same(left: Predictions, right: Predictions) -> bool:
@@ -241,7 +240,7 @@ def test_one_class_alone_is_refused(made: Made) -> None:
 
 
 def test_only_tokens_that_begin_a_word_have_a_label(tmp_path: Path) -> None:
-    made = Made("token-classification", tmp_path)
+    made = Made(TASKS["token-classification"], CASES["token-classification"], tmp_path)
     words = made.case.train["tokens"]
     for row, tokens in enumerate(words):
         ids, labels = (np.asarray(made.encoded.columns[name][row]) for name in ("input_ids", "labels"))
