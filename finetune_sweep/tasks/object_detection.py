@@ -119,7 +119,7 @@ class ObjectDetection(Task):
         labels = batch["labels"]
         known = labels[..., :1] != IGNORED
         right = torch.cat([labels[..., :1], torch.ones_like(known), boxes.corners(labels[..., 1:])], dim=-1)
-        return Said(said, right.where(known, torch.tensor(float(IGNORED))), losses)
+        return Said(said, right.masked_fill(~known, IGNORED), losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of a split; of training rows the loss alone. All NaN where anything is not finite."""
