@@ -243,13 +243,6 @@ MODELS: Mapping[str, Example] = {
         packages=_MINILM,
         convert=example_models.copy_minilm,
     ),
-    "minilm-l6-pair": Example(
-        description="minilm-l6 twice, as encoder and decoder; what the decoder reads the encoder with is new, 49 M",
-        licence="Apache-2.0",
-        version="0.1.2",
-        packages=_MINILM,
-        convert=example_models.convert_minilm_pair,
-    ),
     "rxn-bert": Example(
         description="BERT encoder, chemical reactions in SMILES, 12 blocks, width 256, 7 M parameters",
         licence="MIT",
@@ -283,6 +276,13 @@ MODELS: Mapping[str, Example] = {
         packages=(_SMOLLM2,),
         convert=functools.partial(example_models.convert_smollm2, blocks=6),
         needs=("gguf", "accelerate"),
+    ),
+    "minilm-l6-pair": Example(
+        description="minilm-l6 twice, as encoder and decoder; what the decoder reads the encoder with is new, 49 M",
+        licence="Apache-2.0",
+        version="0.1.2",
+        packages=_MINILM,
+        convert=example_models.convert_minilm_pair,
     ),
 }
 

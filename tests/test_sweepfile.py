@@ -187,7 +187,7 @@ BAD = {
     ),
     "unknown example model": (
         replaced("example:minilm-l6", "example:minilm"),
-        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6",
+        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6, minilm-l6-pair",
     ),
     "folder that is no model": (
         replaced("example:minilm-l6", "."),
