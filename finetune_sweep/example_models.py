@@ -60,8 +60,8 @@ def convert_minilm_pair(source: Path, target: Path) -> None:
             "eos_token_id": tokenizer.sep_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        for config in (model.config, model.generation_config):
-            config.update(settings)
+        model.config.update(settings)
+        model.generation_config.update(**settings)
         model.save_pretrained(target)
 
 

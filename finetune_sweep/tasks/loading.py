@@ -118,8 +118,14 @@ def _check_body(folder: Path, model: PreTrainedModel, new: Collection[str]) -> N
 
 
 def let_it_write(model: PreTrainedModel) -> None:
-    """Says how long a text may be that a user lets the model write, where its folder does not."""
+    """Says with which tokens a text begins and ends that a user lets the model write, and how long it may be.
+
+    Where the folder of the model says it, that stays.
+    """
     settings = model.generation_config
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, getattr(model.config, name, None))
     if settings.max_length is None and settings.max_new_tokens is None:
         settings.max_new_tokens = WRITTEN
 
