@@ -83,7 +83,8 @@ def set_losses(
         logits.transpose(1, 2), classes, reduction="none", label_smoothing=label_smoothing
     )
     pairs = boxes[row, said], right[:, 1:]
-    overlap = detr.generalized_box_iou(*(corners(side) for side in pairs)).diagonal()
+    both = [corners(side) for side in pairs]
+    overlap = detr.generalized_box_iou(*both).diagonal()  # type: ignore[no-untyped-call]  # transformers'
     distance = (pairs[0] - pairs[1]).abs().sum(dim=1)
     of_boxes = logits.new_zeros(len(logits))
     of_boxes = of_boxes.index_add(0, row, _OF_DISTANCE * distance + _OF_OVERLAP * (1 - overlap))

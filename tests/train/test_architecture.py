@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,7 +30,7 @@ _BERT_SIZES = {
 }
 _LLAMA_SIZES = _BERT_SIZES | {"num_key_value_heads": 1, "head_dim": 4}
 _ROBERTA_SIZES = _BERT_SIZES | {"pad_token_id": 1}
-SIZES: dict[str, dict[str, int]] = {
+SIZES: Mapping[str, Mapping[str, int | list[int]]] = {
     "bert": _BERT_SIZES,
     "roberta": _ROBERTA_SIZES,
     "xlm-roberta": _ROBERTA_SIZES,
