@@ -61,7 +61,7 @@ def convert_minilm_pair(source: Path, target: Path) -> None:
             "pad_token_id": tokenizer.pad_token_id,
         }
         model.config.update(settings)
-        model.generation_config.update(**settings)
+        model.generation_config.update(**settings)  # type: ignore[no-untyped-call]
         model.save_pretrained(target)
 
 
