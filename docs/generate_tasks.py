@@ -53,19 +53,28 @@ The metrics are those of the validation rows after each epoch, and of the traini
   that stands before the text on lines of its own, is given and not learned; too long a prompt loses its beginning.
   `perplexity` is over all tokens of the split, `loss` the mean over its rows. A model that sees what comes next, as
   BERT does, is refused.
-- **Pictures** are resized and cropped once, by the image processor of the model, and kept as bytes in the cache.
-  `data.max_length` has no effect on them.
+- **Pictures** are resized and cropped once, by the image processor of the model, and kept as bytes in the cache; all of
+  a split are held in memory while that is done. `data.max_length` has no effect on them.
+- **Boxes** (`object-detection`) are COCO json or a column; see [data](data.md). The models are YOLOS, which say a
+  fixed number of boxes for each picture, each with a class or none. The loss of a row is that of DETR: right boxes are
+  matched with said ones, then the cross-entropy of the classes, the distance of the sides and the overlap are added.
+  The metrics are those of COCO's own evaluation, with at most 100 boxes a picture: `map` is average precision, the
+  mean over classes and over overlaps of 0.5 to 0.95; `map50` and `map75` are at one overlap. Of training rows there is
+  the loss alone. Pictures may be of different sizes: in training, smaller ones of a batch are padded; evaluation takes
+  one at a time.
 
 Fine-tuned models are loaded by the class in the table, and by `transformers.pipeline`; from text to text there is no
 pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text; for pictures the
-address of one, or its bytes in base64.
+address of one, or its bytes in base64. MLflow's own flavour has no detection: boxes are served by a few lines of Python
+that are stored beside the model.
 
 ## Models from new weights
 
 `model: scratch:FOLDER` takes a folder with `config.json`, a tokenizer or `preprocessor_config.json`, and no weights.
 The weights are drawn once from the configuration alone and kept in the cache, so every trial of a sweep starts from
 the same ones; only the head is drawn by the trial's seed. Which architectures there are is told by the message for
-one that is not. `sweeps/tiny_vit/` and `sweeps/tiny_bart/` are such folders.
+one that is not. `sweeps/tiny_vit/`, `sweeps/tiny_yolos/` and `sweeps/tiny_bart/` are such folders. Tokens and positions
+that a class leaves at zero, as that of YOLOS does, are drawn as well.
 
 ## Your own task, in one file
 

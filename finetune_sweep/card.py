@@ -336,10 +336,10 @@ def _limits(evidence: Evidence) -> str:
     """What nobody has looked at, and what the numbers do not say."""
     plan = evidence.plan
     lines = [
-        f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
+        f"Measured on {plan.rows['validation']:,} validation rows of one data set; others may do worse.",
         *(
-            [f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
-            if _has_classes(plan)
+            [f"Every input gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
+            if _has_classes(plan) and TASKS[plan.sweep.task].columns[-1].kind != "boxes"
             else ["What it gives may be wrong, and was compared with one right answer a row."]
         ),
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",

@@ -6,11 +6,15 @@ import csv
 import gzip
 import io
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 from xml.etree import ElementTree as ET
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ADDRESSES = "usaddress-0.5.16/training/labeled.xml"
 DIGITS = "mnist_5k.csv.gz"
@@ -18,6 +22,11 @@ WORDS = "package/index.js"
 ASPECTS = ("challenge", "approach", "outcome")
 _WORD = re.compile(r"""\s*"?(?P<word>[a-z']+)"?: "(?P<phonemes>[^"]+)",?""")
 _SIDE = 28
+_CANVAS = 48
+_INK = 40  # what is darker is the background around a digit
+_TRIES = 20
+_SCENES = {"train": (0, 4000, 2000), "validation": (4000, 4500, 200), "test": (4500, 5000, 200)}
+"""From which to which digit, and how many scenes of them."""
 
 
 def convert_addresses(source: Path, target: Path) -> None:
@@ -32,18 +41,71 @@ def convert_addresses(source: Path, target: Path) -> None:
 def convert_digits(source: Path, target: Path) -> None:
     """Writes the pictures as png of 28 x 28 pixels in one grey channel, with the digit as text."""
     import pyarrow as pa
-    from PIL import Image
     from pyarrow import parquet
 
-    pictures, labels = [], []
+    digits = list(_digits(source))
+    table = {"image": [_png(picture) for picture, _ in digits], "label": [label for _, label in digits]}
+    parquet.write_table(pa.table(table), target / "train.parquet")
+
+
+def _digits(source: Path) -> Iterator[tuple[Image.Image, str]]:
+    from PIL import Image
+
     with gzip.open(source / DIGITS, "rt", encoding="ascii") as lines:
         for *pixels, label in csv.reader(lines):
-            content = io.BytesIO()
             values = bytes(int(float(value)) for value in pixels)
-            Image.frombytes("L", (_SIDE, _SIDE), values).save(content, "png")
-            pictures.append(content.getvalue())
-            labels.append(str(int(float(label))))
-    parquet.write_table(pa.table({"image": pictures, "label": labels}), target / "train.parquet")
+            yield Image.frombytes("L", (_SIDE, _SIDE), values), str(int(float(label)))
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "png")
+    return content.getvalue()
+
+
+class Drawn(TypedDict):
+    """A box of a scene: left, top, width and height in pixels."""
+
+    label: str
+    bbox: list[int]
+
+
+def convert_scenes(source: Path, target: Path) -> None:
+    """Writes scenes of one or two digits at places drawn by one seed, with the boxes that hold them tightly.
+
+    No digit stands in scenes of two splits.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = random.Random(0)
+    digits = sorted(_digits(source), key=lambda _: numbers.random())
+    for split, (first, last, count) in _SCENES.items():
+        scenes = [_scene(digits[first:last], numbers) for _ in range(count)]
+        table = {"image": [_png(picture) for picture, _ in scenes], "boxes": [boxes for _, boxes in scenes]}
+        parquet.write_table(pa.table(table), target / f"{split}.parquet")
+
+
+def _scene(
+    digits: Sequence[tuple[Image.Image, str]], numbers: random.Random
+) -> tuple[Image.Image, list[Drawn]]:
+    from PIL import Image
+
+    whole, boxes = Image.new("L", (_CANVAS, _CANVAS)), list[Drawn]()
+    for _ in range(1 + int(2 * numbers.random())):
+        picture, label = digits[int(len(digits) * numbers.random())]
+        tight = picture.crop(picture.point([255 * (value > _INK) for value in range(256)]).getbbox())
+        for _ in range(_TRIES):
+            left, top = (int((_CANVAS - side + 1) * numbers.random()) for side in tight.size)
+            if all(_apart((left, top, *tight.size), box["bbox"]) for box in boxes):
+                whole.paste(tight, (left, top))
+                boxes.append({"label": label, "bbox": [left, top, *tight.size]})
+                break
+    return whole, boxes
+
+
+def _apart(one: Sequence[int], other: Sequence[int]) -> bool:
+    return any(a[axis] + a[axis + 2] <= b[axis] for axis in (0, 1) for a, b in ((one, other), (other, one)))
 
 
 class Paper(TypedDict):

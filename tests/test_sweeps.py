@@ -24,6 +24,8 @@ TRIALS: Mapping[str, int] = {
     "keras_recipe": 1,
     "mnist": 2,
     "mnist_hub": 9,
+    "scenes": 2,
+    "scenes_hub": 4,
     "addresses": 4,
     "addresses_hub": 4,
     "pairs": 2,

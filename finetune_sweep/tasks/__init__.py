@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.tasks.causal_lm import CausalLM
 from finetune_sweep.tasks.image_classification import ImageClassification
+from finetune_sweep.tasks.object_detection import ObjectDetection
 from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.tasks.text_regression import TextRegression
 from finetune_sweep.tasks.text_to_text import TextToText
@@ -25,5 +26,6 @@ TASKS: Final[Mapping[str, Task]] = {
     "causal-lm": CausalLM(),
     "image-classification": ImageClassification(),
     "image-tagging": ImageClassification(several=True),
+    "object-detection": ObjectDetection(),
 }
 """A new task is one file, one line here, and one row in the documents."""

@@ -41,14 +41,16 @@ ANY_OF: Final[Mapping[str, Mode]] = {
 """The metrics of `score_several`."""
 
 
-def ordered(names: Iterable[str]) -> tuple[str, ...]:
+def ordered(names: Iterable[str], fewest: int = 2) -> tuple[str, ...]:
     """Returns the classes, sorted; in numeric order if all are whole numbers.
 
     Raises:
-        UserError: There are fewer than two.
+        UserError: There are too few to tell anything apart.
     """
     found = set(names)
-    if len(found) < 2:
+    if not found and fewest == 1:
+        raise UserError("the training rows have no box")
+    if len(found) < fewest:
         only = f"only {found.pop()!r}" if found else "none"
         raise UserError(f"classification needs at least two classes, the training rows have {only}")
     if all(_WHOLE_NUMBER.fullmatch(name) for name in found):

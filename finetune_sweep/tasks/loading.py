@@ -101,6 +101,7 @@ def _what(auto_model: str) -> str:
         "TokenClassification": "token classifier",
         "Seq2SeqLM": "model from text to text",
         "CausalLM": "model that continues texts",
+        "ObjectDetection": "object detector",
     }
     return words.get(auto_model.removeprefix("AutoModelFor"), "image classifier")
 

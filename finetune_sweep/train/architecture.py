@@ -150,6 +150,7 @@ FAMILIES: Mapping[str, Family] = {
     "electra": _ELECTRA,
     "gpt2": _GPT2,
     "vit": Family("vit", ("embeddings",), "layers"),
+    "yolos": Family("vit", ("embeddings", "encoder.interpolation"), "encoder.layer"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -173,6 +174,26 @@ def _untuned(done: Done) -> Finding:
     return Finding("validation perplexity", value, bound, least=False, why="0.8 of the untuned model's")
 
 
+def _steady(done: Done) -> Finding:
+    """Boxes of a small detector from new weights: what each fifth of the training added to the one before."""
+    history = done.record.trials[done.promoted.key].evaluations
+    fifths = [
+        [history[place].metrics for place in part] for part in np.array_split(np.arange(len(history)), 5)
+    ]
+    means = [
+        tuple(float(np.mean([metrics[name] for metrics in part])) for name in ("map50", "loss"))
+        for part in fifths
+    ]
+    better = sum(after[0] > before[0] and after[1] < before[1] for before, after in itertools.pairwise(means))
+    return Finding(
+        f"steps to a better fifth of the training (validation map50 {history[-1].metrics['map50']:.3f} at its end)",
+        better,
+        4,
+        least=True,
+        why="in loss and map50 of the validation rows",
+    )
+
+
 AIMS: Final[Mapping[str, Callable[[Done], Finding]]] = {
     "bert": _test("accuracy", 0.8),
     "pairs": _guessing,
@@ -182,5 +203,6 @@ AIMS: Final[Mapping[str, Callable[[Done], Finding]]] = {
     "summaries": _other_papers,
     "smollm2": _untuned,
     "mnist": _test("accuracy", 0.9),
+    "scenes": _steady,
 }
 """By the name of the sweep, shortest first; others are longer searches for the task of the first, or need a network."""

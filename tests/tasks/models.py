@@ -23,7 +23,12 @@ from transformers import (
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
+    YolosConfig,
+    YolosImageProcessorPil,
+    YolosModel,
 )
+
+from finetune_sweep.tasks.contract import Box
 
 SYLLABLES = [
     "[PAD]",
@@ -115,6 +120,45 @@ def tiny_vit(folder: Path) -> Path:
     return folder
 
 
+def tiny_yolos(folder: Path) -> Path:
+    """A detector that says three boxes of each picture."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[16, 16],
+        patch_size=4,
+        num_detection_tokens=3,
+        hidden_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    model = YolosModel(config)
+    torch.nn.init.normal_(model.embeddings.detection_tokens)
+    torch.nn.init.normal_(model.embeddings.position_embeddings)
+    model.save_pretrained(str(folder))
+    size = {"shortest_edge": 16, "longest_edge": 32}
+    YolosImageProcessorPil(size=size).save_pretrained(str(folder))
+    return folder
+
+
+def scene(row: int) -> tuple[bytes, list[dict[str, object]]]:
+    """A picture, perhaps wider than high, with a dark or a light box or both or none, and where they are."""
+    size = (16 + 16 * (row % 2), 16)
+    whole = Image.new("L", size, 128)
+    places = {"dark": (1, 2, 6, 5), "light": (8, 9, 5 + row % 3, 6)}
+    found = [name for place, name in enumerate(places) if row % 4 != place + 1]
+    boxes: list[dict[str, object]] = []
+    for name in found if row % 8 else []:
+        left, top, width, height = places[name]
+        whole.paste(255 * (name == "light"), (left, top, left + width, top + height))
+        boxes.append({"label": name, "left": left, "top": top, "width": width, "height": height})
+    content = io.BytesIO()
+    whole.save(content, "png")
+    return content.getvalue(), boxes
+
+
 def picture(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
     """A png of one grey."""
     content = io.BytesIO()
@@ -138,6 +182,7 @@ def _words(rows: int) -> list[list[str]]:
 
 _TEXTS = _texts(24)
 _WORDS = _words(24)
+_SCENES = [scene(row) for row in range(24)]
 _GREYS = [10 * row for row in range(24)]
 
 CASES: Mapping[str, Case] = {
@@ -194,5 +239,12 @@ CASES: Mapping[str, Case] = {
             }
         ),
         Dataset.from_dict({"image": [picture(0)], "labels": [["never"]]}),
+    ),
+    "object-detection": Case(
+        tiny_yolos,
+        Dataset.from_dict({"image": [of[0] for of in _SCENES], "boxes": [of[1] for of in _SCENES]}),
+        Dataset.from_dict(
+            {"image": [picture(0)], "boxes": [[dict(zip(Box._fields, ("never", 0, 0, 1, 1), strict=True))]]}
+        ),
     ),
 }
