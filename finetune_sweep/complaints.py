@@ -41,6 +41,7 @@ FOREIGN_WORDS: Final = {
     "freeze_layers": "freeze_depth",
     "lr_scheduler_type": "lr_schedule",
     "scheduler": "lr_schedule",
+    "reduce_lr_on_plateau": "lr_schedule",
     "num_warmup_steps": "warmup_steps",
     "gradient_clip_val": "max_grad_norm",
     "max_seq_length": "max_length",
@@ -71,7 +72,7 @@ def _without_renamed(issues: list[Any], section: type[BaseModel]) -> list[Any]:
     return [issue for issue in issues if issue["type"] != "missing" or issue["loc"] not in meant]
 
 
-_TAGS: Final = frozenset({"grid", "random", "tpe", "constant", "linear", "cosine", "wsd"})
+_TAGS: Final = frozenset({"grid", "random", "tpe", "constant", "linear", "cosine", "wsd", "plateau"})
 
 
 def plain(loc: tuple[int | str, ...]) -> tuple[str, ...]:

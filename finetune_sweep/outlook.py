@@ -9,13 +9,14 @@ from typing import TypedDict
 
 from finetune_sweep.disk import DiskNeed, estimate
 from finetune_sweep.finalists import baseline_config
+from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.train import architecture, weights
-from finetune_sweep.trial import Depth, Trial, work_units
+from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
 
@@ -26,6 +27,7 @@ class Trained:
     Attributes:
         padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
         cache: What is kept of its frozen blocks, in a word.
+        phases: What is frozen in which epochs, where that changes.
     """
 
     model: str
@@ -36,12 +38,14 @@ class Trained:
     parameters_trained: int
     padded: bool
     cache: str
+    phases: str = ""
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
         return (
             f"trains {self.blocks_trained} of {self.blocks} blocks, {millions:.1f} of {of:.1f} M parameters"
             f"{' and the new head' if self.parameters_trained < self.parameters else ''}"
+            f"{f'; {self.phases}' if self.phases else ''}"
             f"{'; texts are padded' if self.padded else ''}"
             f"{f'; {self.cache}' if self.cache else ''}"
         )
@@ -126,7 +130,8 @@ class Outlook:
                 "",
                 f"up to {copies} changed {'copies' if copies > 1 else 'copy'} of each training row (augment)",
             )
-        yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
+        if len(plan.classes) > 1:
+            yield "classes", f"{len(plan.classes)}: {', '.join(plan.classes[:10])}"
         for note in plan.notes:
             yield "", note
         merged = f" ({plan.merged} more are the same as one of them)" if plan.merged else ""
@@ -214,7 +219,7 @@ def _finals(plan: Plan) -> _Finals:
 
 def _shareable(plan: Plan, missing: Sequence[Trial]) -> dict[str, int]:
     """What the trials would train under the schedules that share, if one of them has a schedule that does not."""
-    if all(trial.training.lr_schedule.type in {"constant", "wsd"} for trial in missing):
+    if all(trial.training.lr_schedule.type in SHARES for trial in missing):
         return {}
     epochs: dict[str, int] = {}
     for schedule in (Constant(type="constant"), Wsd(type="wsd")):
@@ -226,33 +231,52 @@ def _shareable(plan: Plan, missing: Sequence[Trial]) -> dict[str, int]:
 def _under(trial: Trial, schedule: Constant | Wsd) -> Trial:
     """The trial under a schedule that shares, with its steps of warmup; under its own if that shares."""
     own = trial.training.lr_schedule
-    if own.type in {"constant", "wsd"}:
+    if own.type in SHARES:
         return trial
     schedule = schedule.model_copy(update={"warmup_steps": own.warmup_steps})
     return replace(trial, training=trial.training.model_copy(update={"lr_schedule": schedule}))
 
 
 def _trained(plan: Plan) -> Iterator[Trained]:
-    pairs = dict.fromkeys((trial.model, trial.depth) for trial in plan.trials)
-    for model, depth in sorted(pairs, key=lambda pair: (pair[0], _order(pair[1]))):
+    kinds = {
+        (
+            t.model,
+            t.depth,
+            t.training.unfreeze,
+            t.training.linear_probe,
+            t.training.adversarial_epsilon > 0,
+        ): t
+        for t in plan.trials
+    }
+    for kind in sorted(kinds, key=lambda kind: (kind[0], _order(kind[1]))):
+        trial, (model, depth, *_) = kinds[kind], kind
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
         arch = architecture.describe(weights.read_config(folder))
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
-        trained, total = architecture.trained_parameters(shapes, arch, depth)
-        frozen = 0 if depth == "embeddings" else depth
-        cache = _cached(plan, arch, depth)
+        trained, total = architecture.trained_parameters(shapes, arch, trial.opened)
+        frozen = 0 if trial.opened == "embeddings" else trial.opened
+        passed = phases(trial.training, depth, arch.blocks)
+        cache = _cached(plan, arch, trial, [phase.depth for phase in passed])
         is_padded = not (arch.can_pack and TASKS[plan.sweep.task].packs)
-        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained, is_padded, cache)
+        steps = ", ".join(f"{phase.depth} from epoch {phase.first_epoch}" for phase in passed)
+        steps = f"freezes {steps}" if len(passed) > 1 else ""
+        yield Trained(
+            model, depth, arch.blocks, arch.blocks - frozen, total, trained, is_padded, cache, steps
+        )
 
 
-def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:
-    """What the cache of states does for a depth. Texts count as long as they may be: their tokens are not known."""
+def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: Sequence[Depth]) -> str:
+    """What the cache of states does for a trial. Texts count as long as they may be: their tokens are not known."""
     speed = plan.sweep.speed
-    if depth in {0, "embeddings"} or not speed.prefix_cache:
+    kept = {depth for depth in depths if depth not in {0, "embeddings"}}
+    if not kept or not speed.prefix_cache:
         return ""
     if not (speed.unpadding and arch.can_pack and TASKS[plan.sweep.task].packs):
         return "its frozen blocks are computed in each epoch, as texts are padded"
-    tokens = 1 if depth == arch.blocks else max(trial.max_length for trial in plan.trials)
+    if trial.training.adversarial_epsilon:
+        return "its frozen blocks are computed in each epoch, as the adversarial step begins before them"
+    longest = max(trial.max_length for trial in plan.trials)
+    tokens = sum(1 if depth == arch.blocks else longest for depth in kept)
     rows = plan.rows["train"] + plan.rows["validation"]
     at_most = rows * tokens * arch.width * 4
     size = f"at most {at_most / 1e6:,.1f} MB"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
+from finetune_sweep.phases import opened
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import Training
 from finetune_sweep.space import Config, Space, allows, endpoints
@@ -69,16 +70,21 @@ class Plan:
             UserError: If its values do not go together.
         """
         from finetune_sweep.tasks import TASKS
+        from finetune_sweep.train import effect
 
         sweep = self.sweep
         seed = sweep.seed if seed is None else seed
         model = str(config.get("model", sweep.model))
         max_length = int(str(config.get("data.max_length", sweep.data.max_length)))
-        training = training_of(sweep, config)
+        training = effect.effective(sweep, model, training_of(sweep, config))
         if training.precision == "auto":
             training = training.model_copy(update={"precision": self.precision})
         arch = _architecture(model, sweep.cache)
         depth = _resolve_depth(training.freeze_depth, arch)
+        if training.unfreeze is not None:
+            to_depth = _resolve_depth(training.unfreeze.to_depth, arch)
+            opening = training.unfreeze.model_copy(update={"to_depth": to_depth})
+            training = training.model_copy(update={"unfreeze": opening})
         identity = Identity(
             sweep.task,
             self.models[model],
@@ -89,7 +95,9 @@ class Plan:
             seed,
             sweep.metric.name,
         )
-        head_only = depth == arch.blocks and arch.can_pack and TASKS[sweep.task].packs
+        head_only = (
+            depth == opened(training, depth) == arch.blocks and arch.can_pack and TASKS[sweep.task].packs
+        )
         return Trial(identity.key(), config, model, max_length, training, depth, seed, head_only)
 
     @property
@@ -123,6 +131,7 @@ def check(sweep: Sweep) -> list[Problem]:
     """What is wrong with a sweep that its file alone does not show: the task's words, and the models' depths."""
     from finetune_sweep.tasks import TASKS
     from finetune_sweep.tasks.contract import metrics_of
+    from finetune_sweep.train import effect
 
     task = TASKS[sweep.task]
     metrics = metrics_of(task)
@@ -141,7 +150,7 @@ def check(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return problems + _augment_problems(sweep) + _model_problems(sweep)
+    return [*problems, *_augment_problems(sweep), *_model_problems(sweep), *effect.problems(sweep)]
 
 
 def _augment_problems(sweep: Sweep) -> list[Problem]:
@@ -182,6 +191,8 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
     from finetune_sweep.train import architecture, weights
 
     depths = _values(sweep.space, "freeze_depth", sweep.training.freeze_depth)
+    opening = sweep.training.unfreeze
+    to_depths = _values(sweep.space, "unfreeze.to_depth", opening.to_depth if opening else 0)
     lengths = _values(sweep.space, "data.max_length", sweep.data.max_length)
     problems = []
     for model in models(sweep):
@@ -190,6 +201,9 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
             config = weights.read_config(weights.locate(model, Path(), Path(sweep.cache or "")))
             setting = "freeze_depth"
             for depth in depths:
+                _resolve_depth(depth, _architecture(model, sweep.cache))
+            setting = "unfreeze.to_depth"
+            for depth in to_depths:
                 _resolve_depth(depth, _architecture(model, sweep.cache))
             setting = "data.max_length"
             architecture.check_length(config, max(int(str(length)) for length in lengths), _short(model))
@@ -203,7 +217,7 @@ def _path(space: Space, setting: str) -> str:
     """Where a setting stands in the file."""
     if _searched(space, setting):
         return f"space.{setting}"
-    return "training.freeze_depth" if setting == "freeze_depth" else setting
+    return f"training.{setting}" if setting.endswith("depth") else setting
 
 
 def _short(model: str) -> str:

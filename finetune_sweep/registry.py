@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _ALL_TAGS: Final[Mapping[str, list[str]]] = {"ignore_labels": []}
 """For the pipeline: MLflow 3.17 fails on a text of which a pipeline says nothing, as it does where all tags are O."""
+_SERVED: Final[Mapping[str, str]] = {"object-detection": "served_pictures.py"}
+"""What serves pipelines that MLflow's flavour does not know."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -199,8 +201,22 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     import mlflow.transformers
     from huggingface_hub import ModelCard
     from mlflow.models import Model
+    from transformers.pipelines import get_supported_tasks
 
     task = TASKS[plan.sweep.task]
+    model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
+    requirements = [_requirement(package) for package in ("mlflow", "torch", "transformers")]
+    if task.pipeline not in get_supported_tasks() or task.pipeline in _SERVED:
+        mlflow.pyfunc.save_model(
+            str(target),
+            python_model=str(Path(__file__).with_name(_SERVED.get(task.pipeline, "served.py"))),
+            artifacts={"model": str(folder)},
+            mlflow_model=model,
+            signature=_signature(task),
+            input_example=task.input_example(),
+            pip_requirements=requirements,
+        )
+        return
     pictures = any(column.kind == "image" for column in task.columns)
     parts = {
         "model": load_as_user(folder, plan),
@@ -211,27 +227,28 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
             parts,
             str(target),
             task=task.pipeline,
-            mlflow_model=Model(run_id=run_id, model_id=model_id, model_uuid=model_id),
+            mlflow_model=model,
             model_card=ModelCard.load(folder / card.CARD),
             signature=_signature(task),
             model_config=dict(_ALL_TAGS) if task.pipeline == "token-classification" else None,
             input_example=task.input_example(),
-            pip_requirements=[_requirement(package) for package in ("mlflow", "torch", "transformers")],
+            pip_requirements=requirements,
         )
 
 
 def _signature(task: Task) -> ModelSignature:
-    """What goes in and out: texts, or pictures by address or in base64; a label and its score, or tags in one string.
+    """What goes in and out: texts, or pictures by address or in base64; a label and its score, or a text.
 
-    For pictures MLflow 3.17 gives a table of mappings, the likeliest class first, which no schema describes.
+    For classes of pictures MLflow 3.17 gives a table of mappings, the likeliest first, and boxes are lists of mappings:
+    no schema describes them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
     match task.pipeline:
-        case "token-classification":
+        case "token-classification" | "text-generation" | "text2text-generation":
             outputs: Schema | None = Schema([ColSpec("string")])
-        case "image-classification":
+        case "image-classification" | "object-detection":
             outputs = None
         case _:
             outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])

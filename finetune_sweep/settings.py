@@ -106,8 +106,25 @@ class Wsd(Model):
     """The fraction of all steps over which the learning rate falls to 0."""
 
 
+class Plateau(Model):
+    """The same learning rate, after a warmup, until the validation loss stops falling; then a part of it, and so on.
+
+    It looks back alone, so trials that differ only in `epochs` share their training.
+    """
+
+    type: Literal["plateau"] = Field(json_schema_extra=IN_KEY)
+    """The name of the schedule."""
+    warmup_steps: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """Optimizer steps over which the learning rate rises linearly from 0."""
+    factor: float = Field(0.5, gt=0, lt=1, json_schema_extra=IN_KEY)
+    """What the learning rate is multiplied with."""
+    patience: int = Field(1, ge=1, json_schema_extra=IN_KEY)
+    """Evaluations without a new lowest validation loss after which that happens; then the count begins anew."""
+
+
 LrSchedule = Annotated[
-    Annotated[Constant | Linear | Cosine | Wsd, Field(discriminator="type")], BeforeValidator(by_type)
+    Annotated[Constant | Linear | Cosine | Wsd | Plateau, Field(discriminator="type")],
+    BeforeValidator(by_type),
 ]
 
 
@@ -120,6 +137,29 @@ class EarlyStopping(Model):
     """The least change that counts as an improvement."""
     monitor: Literal["loss", "metric"] = Field("loss", json_schema_extra=IN_KEY)
     """What is watched: the validation loss, or the sweep's metric."""
+
+
+class Unfreeze(Model):
+    """Opens frozen blocks from the last one down while the training goes on (Howard & Ruder 2018).
+
+    It begins at `freeze_depth`. The embeddings count as one more block, below the first.
+    """
+
+    every_epochs: int = Field(1, ge=1, json_schema_extra=IN_KEY)
+    """Epochs between two openings, and before the first."""
+    blocks: int = Field(1, ge=1, json_schema_extra=IN_KEY)
+    """Blocks that are opened at once."""
+    to_depth: FreezeDepth = Field(0, json_schema_extra=IN_KEY)
+    """What stays frozen to the end, as in `freeze_depth`."""
+
+
+class LinearProbe(Model):
+    """Trains what follows the blocks alone, before the rest begins (LP-FT, Kumar et al. 2022)."""
+
+    epochs: int = Field(1, ge=1, json_schema_extra=IN_KEY)
+    """So many of the training's `epochs`, the first ones."""
+    learning_rate: float = Field(1e-3, gt=0, lt=10, json_schema_extra=IN_KEY)
+    """The learning rate of these, without a schedule; that of the training begins after them."""
 
 
 class Augment(Model):
@@ -188,14 +228,29 @@ class Training(Model):
     freeze_depth: FreezeDepth = Field(0, json_schema_extra=IN_KEY)
     """What stays as pretrained: 0 nothing, `embeddings`, k the embeddings and the first k blocks, `50%` half of
     the blocks (rounded down), `all` everything but what follows the blocks."""
+    unfreeze: Unfreeze | None = Field(None, json_schema_extra=IN_KEY)
+    """Gradual unfreezing of what `freeze_depth` freezes; `null` for none."""
+    linear_probe: LinearProbe | None = Field(None, json_schema_extra=IN_KEY)
+    """A probe before the fine-tuning proper, which then begins with a fresh optimizer; `null` for none."""
     weight_decay: float = Field(0.01, ge=0, le=10, json_schema_extra=IN_KEY)
     """Decoupled weight decay; biases and norms are left out."""
     max_grad_norm: float = Field(1.0, ge=0, json_schema_extra=IN_KEY)
     """The gradient's norm is clipped to this; 0 turns clipping off."""
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", json_schema_extra=IN_KEY)
-    """`adamw` (Loshchilov & Hutter 2019) or `sgd` without momentum."""
+    optimizer: Literal["adamw", "sgd", "adafactor"] = Field("adamw", json_schema_extra=IN_KEY)
+    """`adamw` (Loshchilov & Hutter 2019), `sgd` without momentum, or `adafactor` (Shazeer & Stern 2018), whose
+    learning rate is a part of each tensor's root mean square: 1e-3 is a usual one."""
     lr_schedule: LrSchedule = Field(Constant(type="constant"), json_schema_extra=IN_KEY)
     """How the learning rate moves over the steps."""
+    layerwise_lr_decay: float = Field(1.0, gt=0, le=1, json_schema_extra=IN_KEY)
+    """Each block has the learning rate of the one above times this; what follows the blocks has the full one."""
+    l2_sp: float = Field(0.0, ge=0, le=1000, json_schema_extra=IN_KEY)
+    """A pull of pretrained weights back to their pretrained values, in the place of `weight_decay`, which then acts on
+    new weights alone (L2-SP, Li et al. 2018)."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """This part of the target is spread evenly over the classes in training (Szegedy et al. 2016)."""
+    adversarial_epsilon: float = Field(0.0, ge=0, le=1000, json_schema_extra=IN_KEY)
+    """Each text is learned also with its word embeddings moved by a step of this length that raises its loss (fast
+    gradient method, Miyato et al. 2017); 0 for no such step."""
     early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
     """When to end before the last epoch; `null` for never."""
     augment: Augment | None = Field(None, json_schema_extra=IN_KEY)

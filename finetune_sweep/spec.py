@@ -18,7 +18,15 @@ from finetune_sweep.space import Space
 from finetune_sweep.speed import Speed
 
 TaskName = Literal[
-    "text-classification", "text-tagging", "token-classification", "image-classification", "image-tagging"
+    "text-classification",
+    "text-tagging",
+    "text-regression",
+    "token-classification",
+    "text-to-text",
+    "causal-lm",
+    "image-classification",
+    "image-tagging",
+    "object-detection",
 ]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 _TRACKING_SCHEMES = frozenset({"sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks"})

@@ -9,15 +9,21 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from finetune_sweep.events import TrialPlanned
+from finetune_sweep.phases import opened
 from finetune_sweep.settings import RECIPE_VERSION, Model, Training, Wsd, leaf_names
 from finetune_sweep.space import Config, canonical
 from finetune_sweep.speed import Speed
 from finetune_sweep.yamlio import Value
 
 Depth = int | Literal["embeddings"]
+SHARES: Final = frozenset({"constant", "plateau", "wsd"})
+"""Schedules under which trials that differ only in `epochs` begin alike."""
+_PREFIXES: Final = frozenset(
+    {"constant", "plateau"}
+)  # the shorter trial is then a beginning of the longer one
 _KEY_DIGITS: Final = 16
 _TOGETHER: Final = 64  # heads in a stack
-_STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision")
+_STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision", "label_smoothing")
 _STACKED_EACH: Final = (
     "learning_rate",
     "lr_schedule",
@@ -37,7 +43,7 @@ class Trial:
         key: The name that the content determines.
         config: The values of the searched dimensions, in the order of the space.
         depth: The resolved freeze depth: 0, `embeddings`, or the number of frozen blocks.
-        head_only: Whether all blocks are frozen, in a model whose batches can do without padding.
+        head_only: Whether all blocks are frozen throughout, in a model whose batches can do without padding.
     """
 
     key: str
@@ -53,6 +59,11 @@ class Trial:
     def epochs(self) -> int:
         """The epochs that the trial trains at most."""
         return self.training.epochs
+
+    @property
+    def opened(self) -> Depth:
+        """What stays frozen throughout, where the freeze depth is that of the beginning."""
+        return opened(self.training, self.depth)
 
     @property
     def label(self) -> str:
@@ -184,8 +195,8 @@ def _text(value: Value) -> str:
 def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[WorkUnit]:
     """Groups trials into trajectories, and these into units.
 
-    Those that differ only in `epochs` are one trajectory under a constant schedule; under `wsd` they have a trunk in
-    common. Those of the head alone are stacked.
+    Those that differ only in `epochs` are one trajectory under a schedule that does not look ahead; under `wsd` they
+    have a trunk in common. Those of the head alone are stacked.
 
     Args:
         trials: In the order of the plan.
@@ -200,7 +211,7 @@ def work_units(trials: Iterable[Trial], speed: Speed | None = None) -> list[Work
     for group in groups.values():
         ordered = tuple(sorted(group, key=lambda trial: trial.epochs))
         branches = tuple(WorkUnit((trial,)) for trial in ordered)
-        if group[0].training.lr_schedule.type == "constant" or len(group) == 1:
+        if group[0].training.lr_schedule.type in _PREFIXES or len(group) == 1:
             units.append(WorkUnit(ordered))
         elif can_fuse(group[0], speed):
             units += branches
@@ -242,20 +253,22 @@ def can_fuse(trial: Trial, speed: Speed) -> bool:
 
 
 def trajectory(key: str, params: Mapping[str, Value]) -> str:
-    """The training that a trial belongs to: with a constant schedule, those share one that differ only in `epochs`.
+    """The training that a trial belongs to.
+
+    With a schedule that does not look ahead, those share one that differ only in `epochs`.
 
     Args:
         key: Of the trial.
         params: All of its settings, as `Trial.params` names them.
     """
-    if params.get("lr_schedule.type") != "constant":
+    if params.get("lr_schedule.type") not in _PREFIXES:
         return key
     return _apart_from_epochs(params)
 
 
 def _trunk(trial: Trial) -> str:
     """The trials that begin alike: those of a trajectory, and under wsd those that differ only in when they decay."""
-    if trial.training.lr_schedule.type not in {"constant", "wsd"}:
+    if trial.training.lr_schedule.type not in SHARES:
         return trial.key
     return _apart_from_epochs(trial.params())
 

@@ -9,7 +9,7 @@ from finetune_sweep.errors import VerificationError
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.tasks.contract import ROBUST
 
-CONTINUOUS: Final = frozenset({"loss", "auroc", "average_precision"})
+CONTINUOUS: Final = frozenset({"loss", "auroc", "average_precision", "map", "map50", "map75"})
 """Metrics that move with the last digits of a logit; the others count predictions."""
 TOLERANCE: Final = 1e-3
 """Relative, for continuous metrics of a checkpoint that was trained on other hardware."""

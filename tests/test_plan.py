@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from finetune_sweep import outlook, plan, settings
+from finetune_sweep import disk, outlook, plan, settings
 from finetune_sweep.errors import UserError
 from finetune_sweep.events import Entry, Failure, TrialEnded, TrialPlanned
 from finetune_sweep.plan import Plan, make_plan, remaining
@@ -62,13 +62,19 @@ def test_the_same_file_gives_the_same_keys_and_more_values_keep_them(write_sweep
         "training.precision=bf16",
         "training.lr_schedule=linear",
         "training.early_stopping={patience: 1}",
+        "training.layerwise_lr_decay=0.9",
+        "training.l2_sp=0.1",
+        "training.label_smoothing=0.1",
+        "training.adversarial_epsilon=0.5",
+        "training.lr_schedule=plateau",
+        "training.linear_probe={}",
         "seed=1",
         "data.max_length=12",
         "data.split.seed=1",
     ],
 )
 def test_what_can_change_a_result_changes_the_keys(change: str, write_sweep: WriteSweep) -> None:
-    file = write_sweep()
+    file = write_sweep(space="{learning_rate: [1e-3, 1e-2], epochs: [1, 4]}")
 
     assert not set(keys(planned(file))) & set(keys(planned(file, change)))
 
@@ -144,6 +150,51 @@ def test_nothing_is_shared_when_the_schedule_looks_ahead(write_sweep: WriteSweep
 
     assert all(len(unit.trials) == 1 for unit in made.units)
     assert outlook.look(made, SweepRecord()).epochs_shareable == {"constant": 4, "wsd": 6}
+
+
+def test_a_schedule_that_looks_back_shares_its_training(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep(space="{epochs: [1, 2, 4]}", training="{lr_schedule: plateau}"))
+
+    assert [[trial.epochs for trial in unit.trials] for unit in made.units] == [[1, 2, 4]]
+    assert not made.units[0].together
+    assert outlook.look(made, SweepRecord()).epochs_shareable == {}
+
+
+ALONE = [
+    "layerwise_lr_decay: 0.9, unfreeze: {}",
+    "l2_sp: 0.1",
+    "adversarial_epsilon: 0.1",
+    "unfreeze: {every_epochs: 2}",
+    "linear_probe: {}, unfreeze: {}",
+]
+
+
+@pytest.mark.parametrize("method", ALONE)
+def test_methods_share_epochs_and_stay_out_of_stacks_of_heads(method: str, write_sweep: WriteSweep) -> None:
+    space = "{learning_rate: [1e-3, 1e-2], epochs: [1, 3]}"
+    units = planned(write_sweep(space=space, training=f"{{freeze_depth: all, {method}}}")).units
+
+    assert [[trial.epochs for trial in unit.trials] for unit in units] == [[1, 3], [1, 3]]
+    assert not any(unit.together for unit in units)
+
+
+def test_heads_with_smoothed_labels_are_stacked_among_themselves(write_sweep: WriteSweep) -> None:
+    space = "{freeze_depth: [all], label_smoothing: [0.0, 0.1], learning_rate: [1e-3, 1e-2]}"
+
+    assert [len(unit.members) for unit in planned(write_sweep(space=space)).units] == [2, 2]
+
+
+def test_the_outlook_says_what_is_opened_when_and_what_is_kept(write_sweep: WriteSweep) -> None:
+    space = "{learning_rate: [1e-3, 1e-2]}"
+    made = planned(write_sweep(space=space, training="{freeze_depth: all, unfreeze: {}, epochs: 4}"))
+    (row,) = outlook.look(made, SweepRecord()).trained
+    assert (row.depth, row.blocks_trained, row.parameters_trained) == (2, 2, row.parameters)
+    assert "freezes 2 from epoch 1, 1 from epoch 2, embeddings from epoch 3, 0 from epoch 4; its" in str(row)
+    assert "computed once, at most 0.1 MB in the cache" in row.cache
+
+    training = "{freeze_depth: 1, adversarial_epsilon: 0.1}"
+    (row,) = outlook.look(planned(write_sweep(space=space, training=training)), SweepRecord()).trained
+    assert "in each epoch, as the adversarial step begins before them" in row.cache
 
 
 def test_random_trials_are_reproducible_and_more_of_them_keep_the_first(write_sweep: WriteSweep) -> None:
@@ -302,3 +353,12 @@ def test_a_unit_is_as_long_as_its_longest_trial(write_sweep: WriteSweep) -> None
     backwards = work_units(replace(trial) for trial in reversed(trials))
 
     assert [unit.epochs for unit in backwards] == [2, 2]
+
+
+def test_every_optimizer_has_its_size_in_a_checkpoint_for_resuming(write_sweep: WriteSweep) -> None:
+    space = "{optimizer: [adamw, sgd, adafactor], freeze_depth: [all], unfreeze.blocks: [1, 2]}"
+    made = planned(write_sweep(space=space))
+    apart = [disk.estimate(replace(made, trials=(trial,))).per_worker for trial in made.trials[::2]]
+
+    assert [part / apart[1] for part in apart] == [2.0, 1.0, 1.5]
+    assert disk.estimate(made).per_worker == apart[0]

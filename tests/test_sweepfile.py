@@ -147,7 +147,7 @@ BAD = {
     ),
     "a dimension that is no setting of training": (
         space("seed: [0, 1]"),
-        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, unfreeze, unfreeze.every_epochs, unfreeze.blocks, unfreeze.to_depth, linear_probe, linear_probe.epochs, linear_probe.learning_rate, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, lr_schedule.factor, lr_schedule.patience, layerwise_lr_decay, l2_sp, label_smoothing, adversarial_epsilon, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
     ),
     "condition on an unknown dimension": (
         space("epochs: {values: [1], when: {freeze_depth: [0]}}"),
@@ -169,6 +169,34 @@ BAD = {
         training("freeze_depth: half"),
         "bad.yaml:13: training.freeze_depth: must be a number of blocks from 0, 'embeddings', 'all' or a percentage such as '50%', got 'half'",
     ),
+    "rates that decay where no block is trained": (
+        training("freeze_depth: all\n  layerwise_lr_decay: 0.9"),
+        "bad.yaml:14: training.layerwise_lr_decay: 0.9 changes no rate: at freeze_depth 6 only what follows the 6 blocks of minilm-l6 is trained, at the full one; lower freeze_depth, or leave layerwise_lr_decay out",
+    ),
+    "rates that decay in a space where no block is trained": (
+        space("freeze_depth: [all]\n  layerwise_lr_decay: [1.0, 0.9, 0.8]"),
+        "bad.yaml:10: space.layerwise_lr_decay: 0.8 changes no rate: at freeze_depth 6 only what follows the 6 blocks of minilm-l6 is trained, at the full one; lower freeze_depth, or leave layerwise_lr_decay out",
+    ),
+    "patience that is longer than the training": (
+        training("early_stopping: {patience: 3}"),
+        "bad.yaml:13: training.early_stopping.patience: 3 cannot end a training of 2 epochs: so many evaluations come after the first, and then an epoch that is spared; give epochs of at least 5, or less patience",
+    ),
+    "plateau that no training reaches": (
+        training("lr_schedule: {type: plateau, patience: 2}"),
+        "bad.yaml:13: training.lr_schedule.patience: 2 lowers no rate in a training of 2 epochs: so many evaluations come after the first, and then an epoch at the lower rate; give epochs of at least 4, or less patience",
+    ),
+    "unfreezing of what is not frozen": (
+        training("unfreeze: {}"),
+        "bad.yaml:13: training.unfreeze: opens nothing: it goes from freeze_depth 0 to_depth 0; freeze more at the beginning, as with freeze_depth: all, or leave unfreeze out",
+    ),
+    "probe of the head where nothing else is trained": (
+        space("epochs: [3]").replace("  batch_size: 8", "  freeze_depth: all\n  linear_probe: {epochs: 2}"),
+        "bad.yaml:14: training.linear_probe: at freeze_depth 6 the whole training is a probe of what follows the 6 blocks of minilm-l6; lower freeze_depth, or leave linear_probe out",
+    ),
+    "probe as long as the training": (
+        training("linear_probe: {epochs: 2}"),
+        "bad.yaml:13: training.linear_probe.epochs: 2 leaves nothing of 2 epochs for the fine-tuning: give epochs of at least 3",
+    ),
     "unknown metric": (
         replaced("metric: accuracy", "metric: acuracy"),
         "bad.yaml:11: metric: is not reported by text-classification, got 'acuracy' (did you mean 'accuracy'?)",
@@ -179,7 +207,7 @@ BAD = {
     ),
     "unknown task": (
         replaced("text-classification", "text-clasification"),
-        "bad.yaml:2: task: must be one of text-classification, text-tagging, token-classification, image-classification or image-tagging, got 'text-clasification' (did you mean 'text-classification'?)",
+        "bad.yaml:2: task: must be one of text-classification, text-tagging, text-regression, token-classification, text-to-text, causal-lm, image-classification, image-tagging or object-detection, got 'text-clasification' (did you mean 'text-classification'?)",
     ),
     "unknown column": (
         replaced("text: sentence", "txt: sentence"),
@@ -187,7 +215,7 @@ BAD = {
     ),
     "unknown example model": (
         replaced("example:minilm-l6", "example:minilm"),
-        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6",
+        "bad.yaml:3: model: there is no example:minilm (did you mean 'minilm-l6'?); there are minilm-l6, rxn-bert, smollm2, smollm2-first6, minilm-l6-pair",
     ),
     "folder that is no model": (
         replaced("example:minilm-l6", "."),
@@ -219,7 +247,7 @@ BAD = {
     ),
     "unknown schedule": (
         training("lr_schedule: cosinus"),
-        "bad.yaml:13: training.lr_schedule: type must be one of constant, linear, cosine, wsd, got 'cosinus' (did you mean 'cosine'?)",
+        "bad.yaml:13: training.lr_schedule: type must be one of constant, linear, cosine, wsd, plateau, got 'cosinus' (did you mean 'cosine'?)",
     ),
     "two warmups": (
         training("lr_schedule: {type: linear, warmup_steps: 5, warmup_ratio: 0.1}"),

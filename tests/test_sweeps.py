@@ -20,10 +20,23 @@ TRIALS: Mapping[str, int] = {
     "choose_model": 8,
     "bert_hub": 36,
     "augmentation": 8,
+    "unfreezing": 20,
+    "keras_recipe": 1,
     "mnist": 2,
     "mnist_hub": 9,
+    "scenes": 2,
+    "scenes_hub": 4,
     "addresses": 4,
     "addresses_hub": 4,
+    "pairs": 2,
+    "pairs_hub": 6,
+    "places": 2,
+    "places_hub": 6,
+    "pronunciations": 2,
+    "summaries": 2,
+    "summaries_hub": 4,
+    "smollm2": 2,
+    "smollm2_hub": 4,
     "bert_tpe": 0,  # they follow from the results
 }
 
@@ -32,7 +45,7 @@ def spaces_of(sweep: Path) -> set[Path]:
     """The files that a sweep's `space` names."""
     document = yamlio.load(sweep).value
     assert isinstance(document, dict)
-    space = document["space"]
+    space = document.get("space", [])
     parts = space if isinstance(space, list) else [space]
     return {(sweep.parent / part).resolve() for part in parts if isinstance(part, str)}
 

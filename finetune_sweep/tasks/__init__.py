@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from finetune_sweep.tasks.causal_lm import CausalLM
 from finetune_sweep.tasks.image_classification import ImageClassification
+from finetune_sweep.tasks.object_detection import ObjectDetection
 from finetune_sweep.tasks.text_classification import TextClassification
+from finetune_sweep.tasks.text_regression import TextRegression
+from finetune_sweep.tasks.text_to_text import TextToText
 from finetune_sweep.tasks.token_classification import TokenClassification
 
 if TYPE_CHECKING:
@@ -16,8 +20,12 @@ if TYPE_CHECKING:
 TASKS: Final[Mapping[str, Task]] = {
     "text-classification": TextClassification(),
     "text-tagging": TextClassification(several=True),
+    "text-regression": TextRegression(),
     "token-classification": TokenClassification(),
+    "text-to-text": TextToText(),
+    "causal-lm": CausalLM(),
     "image-classification": ImageClassification(),
     "image-tagging": ImageClassification(several=True),
+    "object-detection": ObjectDetection(),
 }
 """A new task is one file, one line here, and one row in the documents."""

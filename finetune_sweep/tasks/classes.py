@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from finetune_sweep.errors import UserError, nearest
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.contract import Predictions, Said
 
 if TYPE_CHECKING:
     import torch
@@ -41,14 +41,16 @@ ANY_OF: Final[Mapping[str, Mode]] = {
 """The metrics of `score_several`."""
 
 
-def ordered(names: Iterable[str]) -> tuple[str, ...]:
+def ordered(names: Iterable[str], fewest: int = 2) -> tuple[str, ...]:
     """Returns the classes, sorted; in numeric order if all are whole numbers.
 
     Raises:
-        UserError: There are fewer than two.
+        UserError: There are too few to tell anything apart.
     """
     found = set(names)
-    if len(found) < 2:
+    if not found and fewest == 1:
+        raise UserError("the training rows have no box")
+    if len(found) < fewest:
         only = f"only {found.pop()!r}" if found else "none"
         raise UserError(f"classification needs at least two classes, the training rows have {only}")
     if all(_WHOLE_NUMBER.fullmatch(name) for name in found):
@@ -89,27 +91,25 @@ def marks(labels: Sequence[Sequence[str]], classes: Sequence[str]) -> NDArray[np
     return marked
 
 
-def losses(output: Output, batch: Batch) -> torch.Tensor:
+def losses(output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
     """Returns the loss of each row in nats, shape `(batch,)`, float32.
 
     Cross-entropy where `labels` is `(batch,)`; where it is `(batch, classes)`, the mean over the classes of the
-    binary one.
+    binary one. With label smoothing e the target of a class is `(1 - e) * label + e / K`, where K is the number of
+    classes, and 2 for a binary one (Szegedy et al. 2016).
     """
     from torch.nn import functional
 
     logits, labels = output.logits.float(), batch["labels"]
     if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    return functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=1)
+        return functional.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    targets = labels.float() * (1 - label_smoothing) + label_smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
-def predict(output: Output, batch: Batch) -> Predictions:
+def predict(output: Output, batch: Batch, losses: torch.Tensor) -> Said:
     """Returns the logits, shape `(batch, classes)`, float32, with labels and losses."""
-    return Predictions(
-        values=output.logits.detach().float().cpu().numpy(),
-        labels=batch["labels"].cpu().numpy(),
-        losses=losses(output, batch).detach().cpu().numpy(),
-    )
+    return Said(output.logits.detach().float(), batch["labels"], losses.detach())
 
 
 def score_one(predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
@@ -225,7 +225,12 @@ def _auroc(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
 
 def _area(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     """The part of all pairs of a true and a false row in which the true one scores higher; ties count half."""
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
     true = int(truth.sum())
-    return float((ranks[places][truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
+    return float((ranks(scores)[truth].sum() - true * (true + 1) / 2) / (true * (len(truth) - true)))
+
+
+def ranks(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the rank of each score, from 1 for the lowest, shape `(rows,)`; equal ones have the mean of theirs."""
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    means = np.cumsum(counts) - (counts - 1) / 2
+    return np.asarray(means[places], dtype=np.float64)

@@ -203,6 +203,28 @@ class Predictions:
             return cls(arrays["values"], arrays["labels"], arrays["losses"])
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model said of one batch, still where it was computed: reading it waits for an accelerator.
+
+    Args:
+        values: As in `Predictions`.
+        labels: As in `Predictions`.
+        losses: As in `Predictions`.
+    """
+
+    values: torch.Tensor
+    labels: torch.Tensor
+    losses: torch.Tensor
+
+    def stored(self) -> Predictions:
+        """Copies it to the host."""
+        values, labels, losses = (
+            tensor.detach().cpu().numpy() for tensor in (self.values, self.labels, self.losses)
+        )
+        return Predictions(values, labels, losses)
+
+
 def changeable_columns(task: Task) -> tuple[str, ...]:
     """The columns of a task whose texts augmentation and robustness may change; perhaps none."""
     return tuple(column.name for column in task.columns if column.kind == "text" and column.changeable)
@@ -258,6 +280,11 @@ class Task(Protocol):
         """Whether its head reads one token of each text: then batches can be computed without their padding."""
 
     @property
+    def evaluation_batch(self) -> int:
+        """Rows evaluated at once; fixed, so that a metric does not depend on the training's batch size."""
+        return 64
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """The columns of its rows, inputs first; the last one is the target."""
 
@@ -267,6 +294,8 @@ class Task(Protocol):
 
     def classes(self, train: Dataset) -> tuple[str, ...]:
         """Returns the classes of the training rows in their order: the place of a class is its index.
+
+        None where the answer is no choice among classes.
 
         Raises:
             UserError: There is nothing to tell apart.
@@ -293,14 +322,38 @@ class Task(Protocol):
             UserError: The folder does not hold a model that can do the task.
         """
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
-        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output."""
+    def bound(self, model: PreTrainedModel, processor: Processor) -> Task:  # noqa: ARG002
+        """Returns the task as it collates and predicts for one model: itself, unless it has to know the model."""
+        return self
 
-    def predict(self, output: Output, batch: Batch) -> Predictions:
-        """Returns what the metrics need of one batch, in the order of its rows."""
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output.
+
+        Args:
+            output: Of the model.
+            batch: With the labels.
+            label_smoothing: The part of the target that is spread evenly over the classes; a sweep gives none to a
+                task without classes.
+        """
+
+    def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
+        """Returns what the metrics need of one batch of which only `labels` are given, in the order of its rows.
+
+        Args:
+            output: Of the model; what is returned holds on to no more of it than it needs.
+            batch: The labels.
+            losses: As `losses` returns them.
+        """
+
+    def respond(self, model: PreTrainedModel, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
+        """Returns what an evaluation needs of one batch; a task whose model writes its answer lets it write here."""
+        return self.predict(output, batch, losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
-        """Returns every metric of the task; all are NaN when a prediction is not finite, and only then."""
+        """Returns every metric of the task; all are NaN when a prediction is not finite, and only then.
+
+        Of training rows, for which a model does not write its answer, it may be the loss alone.
+        """
 
     def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
         """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other."""

@@ -10,11 +10,14 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.tasks.contract import TOKENIZER_FILES, load_tokenizer, quiet_loading
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Processor
+    from finetune_sweep.tasks.contract import Batch, Processor
 
 IMAGE_PROCESSOR: Final = "preprocessor_config.json"
+WRITTEN: Final = 128
+"""Tokens that a model which writes texts may write for a user, unless its folder says otherwise."""
 
 
 def load_processor(folder: Path) -> Processor:
@@ -52,7 +55,7 @@ def load_model(
     Args:
         folder: The model.
         auto_model: The class of transformers that gives it the head.
-        classes: The names that its config gets.
+        classes: The names that its config gets; none for a model that writes texts.
         problem_type: What its config calls the task, where its pipeline reads that.
 
     Returns:
@@ -65,14 +68,15 @@ def load_model(
     import transformers
     from safetensors import SafetensorError
 
-    settings = {"problem_type": problem_type} if problem_type else {}
+    settings: dict[str, object] = {"problem_type": problem_type} if problem_type else {}
+    if classes:
+        settings["id2label"] = dict(enumerate(classes))
+        settings["label2id"] = {name: place for place, name in enumerate(classes)}
     try:
         with quiet_loading():
             model: PreTrainedModel
             model, info = getattr(transformers, auto_model).from_pretrained(
                 str(folder),
-                id2label=dict(enumerate(classes)),
-                label2id={name: place for place, name in enumerate(classes)},
                 dtype=torch.float32,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
@@ -86,21 +90,59 @@ def load_model(
         raise UserError(f"{folder}: no {_what(auto_model)} can be made of this model: {reason}") from error
     absent = set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
     new = tuple(sorted(absent & {name for name, _ in model.named_parameters()}))
-    _check_body(folder, model.base_model_prefix, new)
+    _check_body(folder, model, new)
     return model, new
 
 
 def _what(auto_model: str) -> str:
     """`AutoModelForTokenClassification` as a reader says it."""
-    words = {"SequenceClassification": "text classifier", "TokenClassification": "token classifier"}
+    words = {
+        "SequenceClassification": "text classifier",
+        "TokenClassification": "token classifier",
+        "Seq2SeqLM": "model from text to text",
+        "CausalLM": "model that continues texts",
+        "ObjectDetection": "object detector",
+    }
     return words.get(auto_model.removeprefix("AutoModelFor"), "image classifier")
 
 
-def _check_body(folder: Path, prefix: str, new: Collection[str]) -> None:
+def _check_body(folder: Path, model: PreTrainedModel, new: Collection[str]) -> None:
     """A pooler may be new, as checkpoints of language modelling have none; a block may not."""
-    lost = [name for name in new if name.startswith(f"{prefix}.") and ".pooler." not in name]
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    lost = [n for n in new if n.startswith(prefix) and ".pooler." not in n and not n.startswith("lm_head.")]
     if lost:
         raise UserError(
             f"{folder}: weights and config.json do not agree: {len(lost)} tensors of the pretrained model"
             f" are absent or of another shape, the first is {lost[0]}"
         )
+
+
+def let_it_write(model: PreTrainedModel) -> None:
+    """Says with which tokens a text begins and ends that a user lets the model write, and how long it may be.
+
+    Where the folder of the model says it, that stays.
+    """
+    settings = model.generation_config
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(settings, name, None) is None:
+            setattr(settings, name, getattr(model.config, name, None))
+    if settings.max_length is None and settings.max_new_tokens is None:
+        settings.max_new_tokens = WRITTEN
+
+
+def written(model: PreTrainedModel, batch: Batch, limit: int) -> torch.Tensor:
+    """Lets a model write: always the likeliest token, without beams.
+
+    Args:
+        model: Of a class that can, in eval mode.
+        batch: What it is given.
+        limit: Tokens that it may write.
+
+    Returns:
+        The tokens, shape `(batch, longest)`, with those that it begins with.
+    """
+    given = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    found: torch.Tensor = model.generate(  # type: ignore[operator]
+        **given, max_new_tokens=limit, max_length=None, do_sample=False, num_beams=1
+    )
+    return found

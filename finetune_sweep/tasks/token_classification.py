@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import entities, loading, texts
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Predictions, Ragged
+from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Processor
+    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Task):
     """The task `token-classification`. Tags are plain, or of IOB, IOE, IOBES or BILOU form."""
 
     @property
@@ -109,25 +109,15 @@ class TokenClassification:
         """
         return loading.load_model(folder, self.auto_model, classes)
 
-    def losses(self, output: Output, batch: Batch) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the words of each row in nats, shape `(batch,)`, float32."""
-        from torch.nn import functional
+        return texts.token_losses(output.logits, batch["labels"], label_smoothing)
 
-        labels = batch["labels"]
-        of_token = functional.cross_entropy(
-            output.logits.float().transpose(1, 2), labels, reduction="none", ignore_index=IGNORED
-        )
-        return of_token.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)
-
-    def predict(self, output: Output, batch: Batch) -> Predictions:
+    def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:
         """Returns the likeliest class of each word, shape `(batch, longest)`; `IGNORED` beside the labels."""
         labels = batch["labels"]
         guesses = output.logits.detach().argmax(dim=-1).masked_fill(labels == IGNORED, IGNORED)
-        return Predictions(
-            values=guesses.cpu().numpy(),
-            labels=labels.cpu().numpy(),
-            losses=self.losses(output, batch).detach().cpu().numpy(),
-        )
+        return Said(guesses, labels, losses.detach())
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of a split, all finite; all NaN when a loss is not finite.

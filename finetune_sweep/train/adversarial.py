@@ -34,23 +34,33 @@ class Losses:
         return self.clean + self.adversarial
 
 
-def perturbation(gradient: Tensor, epsilon: float) -> Tensor:
+def perturbation(gradient: Tensor, epsilon: float, lengths: Tensor | None = None) -> Tensor:
     """The step of length `epsilon` that raises the loss most, to first order: `epsilon * g / ||g||`.
 
     Args:
-        gradient: Of the loss by the embeddings, shape `(batch, ...)`; the norm is taken over each example.
+        gradient: Of the loss by the embeddings, shape `(batch, ...)`; the norm is taken over each example. Or of shape
+            `(1, tokens, hidden)`, where the texts of a batch lie end to end.
         epsilon: The length of each example's step.
+        lengths: The tokens of each text, shape `(batch,)`; needed where they lie end to end.
 
     Returns:
         The same shape and type; zero where the gradient is zero. Norms are computed in float32.
     """
-    flat = gradient.detach().float().flatten(1)
-    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    step = torch.where(norms > 0, epsilon * flat / norms.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    return step.view_as(gradient).to(gradient.dtype)
+    rows = gradient.detach().float()
+    if lengths is not None and len(rows) != len(lengths):
+        text = torch.arange(len(lengths), device=rows.device).repeat_interleave(lengths.to(rows.device))
+        squares = rows[0].square().sum(1)
+        sums = torch.zeros(len(lengths), device=rows.device).index_add_(0, text, squares)
+        norms = sums.sqrt().index_select(0, text)[None, :, None]
+    else:
+        norms = torch.linalg.vector_norm(rows.flatten(1), dim=1).view(-1, *[1] * (rows.ndim - 1))
+    step = torch.where(norms > 0, epsilon * rows / norms.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    return step.to(gradient.dtype)
 
 
-def fast_gradient(embeddings: nn.Module, losses: Callable[[], Tensor], epsilon: float) -> Losses:
+def fast_gradient(
+    embeddings: nn.Module, losses: Callable[[], Tensor], epsilon: float, lengths: Tensor | None = None
+) -> Losses:
     """Computes the losses of a batch, and again with its embeddings moved by `perturbation`.
 
     The step itself is a constant: gradients of the result reach the weights through both passes, the embeddings'
@@ -58,15 +68,17 @@ def fast_gradient(embeddings: nn.Module, losses: Callable[[], Tensor], epsilon: 
 
     Args:
         embeddings: The module whose output is moved: the word embeddings, a tensor of shape `(batch, ...)` whose
-            first axis is the examples. (With the texts of a batch in one packed row, it is not.)
+            first axis is the examples, or `(1, tokens, hidden)` with the texts of a batch end to end. Where it is
+            called again in a pass, as for the decoder, that output stays.
         losses: A forward pass of the same batch, giving the loss of each example, shape `(batch,)`. It is called
             twice: for the same dropout in both, let it seed the generator.
         epsilon: The length of the step, above 0.
+        lengths: The tokens of each text, shape `(batch,)`; needed where they lie end to end.
     """
     with _output(embeddings) as outputs:
         clean = losses()
-    (gradient,) = torch.autograd.grad(clean.sum(), outputs, retain_graph=True)
-    with _moved(embeddings, perturbation(gradient, epsilon)):
+    (gradient,) = torch.autograd.grad(clean.sum(), outputs[:1], retain_graph=True)
+    with _moved(embeddings, perturbation(gradient, epsilon, lengths)):
         return Losses(clean, losses())
 
 
@@ -88,8 +100,11 @@ def _output(module: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _moved(module: nn.Module, by: Tensor) -> Iterator[None]:
-    """Adds a constant to the output of a module."""
-    handle = module.register_forward_hook(lambda _module, _args, output: output + by)
+    """Adds a constant to the output of a module, the first time that it is called."""
+    once = [by]
+    handle = module.register_forward_hook(
+        lambda _module, _args, output: output + once.pop() if once else output
+    )
     try:
         yield
     finally:

@@ -38,6 +38,8 @@ class Family:
         entrance: What the embedding modules have to be for a forward pass that is given the states after them:
             ``given`` returns these states, ``same`` its input, ``zero`` a zero. Others are not called then.
         counts_from_padding: Whether positions count the tokens that are no padding, from one above its id.
+        decoder: The list of blocks that comes after the first one, in an encoder-decoder.
+        decoder_count: The key that tells how many blocks it has.
     """
 
     prefix: str
@@ -50,6 +52,8 @@ class Family:
     closing: tuple[str, ...] = ()
     entrance: tuple[tuple[str, Entrance], ...] = (("embeddings", "given"),)
     counts_from_padding: bool = False
+    decoder: str = ""
+    decoder_count: str = ""
 
 
 _BERT = Family(
@@ -101,6 +105,41 @@ _LLAMA = Family(
     closing=("norm",),
     entrance=(),
 )
+_T5 = Family(
+    prefix="transformer",
+    embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
+    blocks="encoder.block",
+    count="num_layers",
+    width="d_model",
+    decoder="decoder.block",
+    decoder_count="num_decoder_layers",
+)
+_BART = Family(
+    prefix="model",
+    embeddings=(
+        "shared",
+        "encoder.embed_tokens",
+        "encoder.embed_positions",
+        "encoder.layernorm_embedding",
+        "decoder.embed_tokens",
+        "decoder.embed_positions",
+        "decoder.layernorm_embedding",
+    ),
+    blocks="encoder.layers",
+    count="encoder_layers",
+    width="d_model",
+    decoder="decoder.layers",
+    decoder_count="decoder_layers",
+)
+_TWO_BERTS = Family(
+    prefix="encoder_decoder",
+    embeddings=("encoder.embeddings", "decoder.bert.embeddings"),
+    blocks="encoder.encoder.layer",
+    count="encoder.num_hidden_layers",
+    width="encoder.hidden_size",
+    decoder="decoder.bert.encoder.layer",
+    decoder_count="decoder.num_hidden_layers",
+)
 
 FAMILIES: Mapping[str, Family] = {
     "bert": _BERT,
@@ -111,10 +150,14 @@ FAMILIES: Mapping[str, Family] = {
     "electra": _ELECTRA,
     "gpt2": _GPT2,
     "vit": Family("vit", ("embeddings",), "layers"),
+    "yolos": Family("vit", ("embeddings", "encoder.interpolation"), "encoder.layer"),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "t5": _T5,
+    "bart": _BART,
+    "encoder-decoder": _TWO_BERTS,
 }
 
 
@@ -127,12 +170,14 @@ class Architecture:
         blocks: How many blocks lie between embeddings and head.
         name: What messages call the model.
         width: The size of the states between blocks; 0 if the configuration does not tell it.
+        decoder_blocks: How many of the blocks are those of the decoder, after the encoder's.
     """
 
     model_type: str
     blocks: int
     name: str
     width: int = 0
+    decoder_blocks: int = 0
 
     @property
     def family(self) -> Family:
@@ -154,8 +199,11 @@ class Architecture:
         name = parameter_name.removeprefix(f"{family.prefix}.")
         if any(name.startswith(f"{module}.") for module in family.embeddings):
             return "embeddings"
-        block = re.match(rf"{re.escape(family.blocks)}\.(\d+)\.", name)
-        return int(block[1]) if block else "head"
+        for path, before in ((family.blocks, 0), (family.decoder, self.blocks - self.decoder_blocks)):
+            block = re.match(rf"{re.escape(path)}\.(\d+)\.", name) if path else None
+            if block:
+                return before + int(block[1])
+        return "head"
 
 
 def describe(config: Mapping[str, object], name: str = "") -> Architecture:
@@ -179,14 +227,31 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
             f"{subject}where embeddings, blocks and head lie in a model of type '{model_type}' is not known; "
             f"known are {', '.join(FAMILIES)}{nearest(model_type, FAMILIES)}"
         )
-    key = FAMILIES[model_type].count
-    blocks = config.get(key)
-    if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
-        raise UserError(
-            f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
-        )
-    width = config.get(FAMILIES[model_type].width)
-    return Architecture(model_type, blocks, name or model_type, width if isinstance(width, int) else 0)
+    family, counts = FAMILIES[model_type], []
+    for key in filter(None, (family.count, family.decoder_count)):
+        blocks = _value(config, key)
+        if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
+            raise UserError(
+                f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
+            )
+        counts.append(blocks)
+    width = _value(config, family.width)
+    return Architecture(
+        model_type,
+        sum(counts),
+        name or model_type,
+        width if isinstance(width, int) else 0,
+        sum(counts[1:]),
+    )
+
+
+def _value(config: Mapping[str, object], key: str) -> object:
+    """What stands under a key; in the configuration of two models, `encoder.hidden_size` is that of the encoder."""
+    part, _, rest = key.rpartition(".")
+    inner = config.get(part) if part else config
+    found = inner.get(rest) if isinstance(inner, Mapping) else None
+    # Files of T5 may leave out the decoder's, which are then as many.
+    return config.get("num_layers") if found is None and key == "num_decoder_layers" else found
 
 
 def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:
@@ -261,6 +326,7 @@ def check_length(config: Mapping[str, object], max_length: int, name: str) -> No
         UserError: If the model has fewer positions.
     """
     positions = config.get("max_position_embeddings", config.get("n_positions"))
+    positions = _value(config, "encoder.max_position_embeddings") if positions is None else positions
     if not isinstance(positions, int):
         return
     family = FAMILIES.get(str(config.get("model_type")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from finetune_sweep.errors import TrialError
+from finetune_sweep.phases import probe_epochs
 from finetune_sweep.settings import Wsd
 from finetune_sweep.train import loop, optim
 from finetune_sweep.train.state import Evaluation, Job, LoopState
@@ -12,9 +13,11 @@ from finetune_sweep.train.state import Evaluation, Job, LoopState
 
 def branch_step(job: Job) -> int:
     """Steps that a training has in common with longer ones that differ only in `epochs`."""
-    total_steps = job.settings.epochs * loop.steps_per_epoch(job)
-    schedule = job.settings.lr_schedule
-    return optim.decay_start(schedule, total_steps) if isinstance(schedule, Wsd) else 0
+    steps, probe, schedule = loop.steps_per_epoch(job), probe_epochs(job.settings), job.settings.lr_schedule
+    total_steps = max(0, job.settings.epochs - probe) * steps
+    if not isinstance(schedule, Wsd):
+        return 0
+    return min(probe, job.settings.epochs) * steps + optim.decay_start(schedule, total_steps)
 
 
 def fit_branches(

@@ -61,7 +61,7 @@ def make_splits(
 
 def _without_hidden_test(rows: Mapping[SplitName, Rows]) -> tuple[dict[SplitName, Rows], list[str]]:
     """Drops a test split without labels, or with -1 for all where that is no class of the training rows."""
-    missing: set[Cell] = {"", "-1", None}
+    missing: set[Cell] = {"", "-1", -1.0, None}
     hidden = missing - set(rows["train"].targets)
     test = rows.get("test")
     if test is None or not set(test.targets) <= hidden:

@@ -216,7 +216,8 @@ def _step(
         parameters: dict[str, Tensor], states: Tensor, labels: Tensor, masks: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         logits = functional_call(head, {_PREFIX + n: p for n, p in parameters.items()}, (states, masks))
-        return job.task.losses(Logits(logits), {LABELS: labels}), logits
+        output, smoothing = Logits(logits), job.settings.label_smoothing
+        return job.task.losses(output, {LABELS: labels}, smoothing), logits
 
     device = torch.device(job.device).type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=job.precision == "bf16"):
@@ -236,10 +237,7 @@ def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: in
     """Clips each member's gradient and moves its weights."""
     scales = _clip(gradients, [member.job.settings.max_grad_norm for member in members])
     for place, member in enumerate(members):
-        settings = member.job.settings
-        total_steps = settings.epochs * loop.steps_per_epoch(member.job)
-        rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, step, total_steps)
-        optim.set_learning_rate(member.optimizer, rate)
+        optim.set_learning_rate(member.optimizer, loop.rate_at(member.job, step, member.history))
         for group in member.optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 gradient = gradients[name][place]
@@ -293,7 +291,7 @@ def _evaluate(
         step=step,
         examples=epoch * len(job.train),
         train_loss=mean,
-        learning_rate=member.optimizer.param_groups[0]["lr"],
+        learning_rate=loop.rate_at(job, step - 1, member.history),
         metrics=metrics,
         train_metrics=_train_metrics(job, seen),
         train_seconds=train_seconds,
@@ -306,7 +304,8 @@ def _evaluate(
 def _train_metrics(job: Job, seen: _Seen) -> dict[str, float]:
     labels = job.task.collate(job.train, seen.order, job.pad_token_id)[LABELS].to(job.device)
     output: Output = Logits(torch.cat(seen.logits))
-    predictions = Predictions.join([job.task.predict(output, {LABELS: labels})], seen.order)
+    said = job.task.predict(output, {LABELS: labels}, job.task.losses(output, {LABELS: labels}))
+    predictions = Predictions.join([said.stored()], seen.order)
     return job.task.score(predictions, job.classes)
 
 

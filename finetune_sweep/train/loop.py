@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from finetune_sweep.errors import TrialError
-from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
+from finetune_sweep.phases import probe_epochs
+from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Said, Task
 from finetune_sweep.train import layers, optim
+from finetune_sweep.train.adversarial import fast_gradient
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
-from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, Seen, derive_seed
+from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, derive_seed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-EVALUATION_BATCH: Final = 64
-"""Rows evaluated at once; fixed, so that a metric does not depend on the training's batch size."""
 _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -50,12 +50,14 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
     layers.initialize_new(model, new_parameters, derive_seed(job.seed, "head"))
     layers.freeze(model, job.arch, job.depth)
     model.to(job.device)  # type: ignore[arg-type]
+    anchored = optim.anchors(model, new_parameters, job.settings)
     return LoopState(
         model=model,
         forward=forward_of(model, job.arch, unpadding=job.unpadding, first=job.first),
-        optimizer=optim.build_optimizer(model, job.settings),
+        optimizer=optim.build_optimizer(model, job.settings, arch=job.arch, anchored=anchored),
         changed=layers.changed_tensors(model, job.arch, job.depth),
         micro_batch=math.ceil(job.settings.batch_size / job.settings.gradient_accumulation_steps),
+        anchored=anchored,
     )
 
 
@@ -77,7 +79,8 @@ def fit(
             gradient or the metric is not a finite number.
     """
     while state.epoch < job.settings.epochs and not (state.history and state.history[-1].stopped):
-        _train(job, state, until, is_stopping)
+        now = job.at(state.epoch + 1)
+        _train(now, state, until, is_stopping)
         if state.step < (state.epoch + 1) * steps_per_epoch(job):
             return
         train_seconds = state.pending.seconds
@@ -86,7 +89,7 @@ def fit(
         predictions = evaluate(
             state.forward,
             job.task,
-            job.validation,
+            now.validation,
             device=job.device,
             precision=job.precision,
             pad_token_id=job.pad_token_id,
@@ -98,7 +101,7 @@ def fit(
             step=state.step,
             examples=state.epoch * len(job.train),
             train_loss=train_loss,
-            learning_rate=state.optimizer.param_groups[0]["lr"],
+            learning_rate=rate_at(job, state.step - 1, state.history),
             metrics=metrics,
             train_metrics=train_metrics,
             train_seconds=train_seconds,
@@ -122,8 +125,8 @@ def evaluate(
 ) -> Predictions:
     """Predicts every row of a split, with the model in eval mode.
 
-    Batches are of `EVALUATION_BATCH` rows of similar length, always the same ones; one that does not fit into
-    memory is halved.
+    Batches are of `task.evaluation_batch` rows of similar length, always the same ones; one that does not fit
+    into memory is halved.
 
     Returns:
         One row for each row of the split, in its order.
@@ -136,7 +139,10 @@ def evaluate(
     def predict(rows: NDArray[np.int64]) -> list[Predictions]:
         def compute() -> Predictions:
             batch = _collate(task, encoded, rows, pad_token_id)
-            return task.predict(_compute(forward, batch, device, precision), _labels(batch, device))
+            output, labels = _compute(forward, batch, device, precision), _labels(batch, device)
+            losses = task.losses(output, labels)
+            with _in_precision(device, precision):
+                return task.respond(forward.model, output, {**batch, **labels}, losses).stored()
 
         predictions = _unless_out_of_memory(compute)
         if predictions is not None:
@@ -146,15 +152,29 @@ def evaluate(
         middle = len(rows) // 2
         return [*predict(rows[:middle]), *predict(rows[middle:])]
 
-    order = np.argsort(encoded.lengths(), kind="stable")
+    order, size = np.argsort(encoded.lengths(), kind="stable"), task.evaluation_batch
     with torch.inference_mode():
-        batches = [order[i : i + EVALUATION_BATCH] for i in range(0, len(order), EVALUATION_BATCH)]
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 
 
 def steps_per_epoch(job: Job) -> int:
     """Optimizer steps of an epoch."""
     return math.ceil(len(job.train) / job.settings.batch_size)
+
+
+def rate_at(job: Job, step: int, history: Sequence[Evaluation]) -> float:
+    """The learning rate of a step, counted from 0, after some evaluations; parameters may have a scale of their own.
+
+    The schedule, and what reacts to evaluations, begin after the linear probe.
+    """
+    settings, probe, steps = job.settings, job.settings.linear_probe, steps_per_epoch(job)
+    before = probe_epochs(settings)
+    if probe and step < before * steps:
+        return probe.learning_rate
+    own, total_steps = step - before * steps, (settings.epochs - before) * steps
+    rate = optim.learning_rate(settings.lr_schedule, settings.learning_rate, own, total_steps)
+    return rate * optim.reduction(settings.lr_schedule, [e.metrics["loss"] for e in history[before:]])
 
 
 def _order(job: Job, epoch: int) -> NDArray[np.int64]:
@@ -165,21 +185,19 @@ def _order(job: Job, epoch: int) -> NDArray[np.int64]:
 def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[[], bool]) -> None:
     """Moves the state on to the end of its epoch, or to a step before that.
 
-    Losses and logits stay on an accelerator until the end of the epoch: reading each would make it wait for every
+    Losses and predictions stay on an accelerator until the end of the epoch: reading each would make it wait for every
     step.
     """
     started = time.perf_counter()
+    if job.stages:
+        _enter(job, state)
     layers.train_mode(state.model, job.arch, job.depth)
     order, steps, size = _order(job, state.epoch + 1), steps_per_epoch(job), job.settings.batch_size
-    settings = job.settings
     last = (state.epoch + 1) * steps
     losses, seen = list(state.pending.losses), list(state.pending.seen)
     while state.step < (last if until is None else min(until, last)) and not is_stopping():
         first = (state.step - state.epoch * steps) * size
-        rate = optim.learning_rate(
-            settings.lr_schedule, settings.learning_rate, state.step, settings.epochs * steps
-        )
-        optim.set_learning_rate(state.optimizer, rate)
+        optim.set_learning_rate(state.optimizer, rate_at(job, state.step, state.history))
         loss, outputs = _train_step(job, state, order[first : first + size])
         losses.append(loss)
         seen += outputs
@@ -189,16 +207,25 @@ def _train(job: Job, state: LoopState, until: int | None, is_stopping: Callable[
     state.pending = replace(state.pending, losses=tuple(losses), seen=tuple(seen), seconds=seconds)
 
 
-def settle(job: Job, state: LoopState) -> None:
+def _enter(job: Job, state: LoopState) -> None:
+    """Freezes what is frozen in an epoch; at the end of the linear probe the optimizer forgets it."""
+    layers.freeze(state.model, job.arch, job.depth)
+    state.forward = state.forward.at(job.first)
+    probed = probe_epochs(job.settings) * steps_per_epoch(job)
+    if probed and state.step == probed:
+        state.optimizer.state.clear()
+
+
+def settle(state: LoopState) -> None:
     """Makes a state that stands within an epoch ready to be stored; this waits for an accelerator to be done."""
     if state.pending.losses:
-        state.pending = replace(state.pending, seen=(), before=_said(job, state.pending))
+        state.pending = replace(state.pending, seen=(), before=_said(state.pending))
 
 
-def _said(job: Job, pending: Pending) -> Predictions:
+def _said(pending: Pending) -> Predictions:
     """What the model said of the rows of an epoch so far, in the order in which they were trained on."""
     parts = [] if pending.before is None else [pending.before]
-    parts += [job.task.predict(part, part.batch) for part in pending.seen]
+    parts += [part.stored() for part in pending.seen]
     return Predictions.join(parts, np.arange(sum(map(len, parts))))
 
 
@@ -212,11 +239,11 @@ def _finish_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
     state.epoch += 1
     mean = float(torch.stack(list(pending.losses)).cpu().double().sum()) / len(job.train)
     check_loss(mean, state.epoch, state.step)
-    predictions = Predictions.join([_said(job, pending)], _order(job, state.epoch))
+    predictions = Predictions.join([_said(pending)], _order(job, state.epoch))
     return mean, job.task.score(predictions, job.classes)
 
 
-def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
+def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Said]]:
     """Takes one optimizer step, in micro-batches that fit into memory; returns what `_accumulate` does."""
     while (computed := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
         state.optimizer.zero_grad(set_to_none=True)
@@ -232,27 +259,50 @@ def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Te
     return computed
 
 
-def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Seen]]:
-    """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and the outputs."""
+def _accumulate(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Said]]:
+    """Computes the gradient of the mean loss of a batch; returns the sum of the losses, and what was said."""
     state.optimizer.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
-    seen: list[Seen] = []
+    seen: list[Said] = []
     for micro, first in enumerate(range(0, len(rows), state.micro_batch)):
         part = rows[first : first + state.micro_batch]
         batch = _collate(job.task, job.train, part, job.pad_token_id)
-        # Dropout layers draw from the process's generator and take no other.
-        torch.manual_seed(derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro))
-        output = _compute(state.forward, batch, job.device, job.precision)
-        labels = _labels(batch, job.device)
-        loss = job.task.losses(output, labels).sum()
+        seed = derive_seed(job.seed, "dropout", state.epoch + 1, state.step, micro)
+        found, said = _objective(job, state, batch, seed)
+        loss = found.sum()
         (loss / len(rows)).backward()
         losses.append(loss.detach())
-        seen.append(Seen(output.logits.detach(), labels))
+        seen.append(said)
     return torch.stack(losses).sum(), seen
 
 
+def _objective(job: Job, state: LoopState, batch: Batch, seed: int) -> tuple[Tensor, Said]:
+    """What is minimised of each row of a batch, shape `(rows,)`, and what the model said of the rows as they are."""
+    labels = _labels(batch, job.device)
+    outputs: list[Output] = []
+
+    def losses() -> Tensor:
+        # Dropout layers draw from the process's generator and take no other.
+        torch.manual_seed(seed)
+        outputs.append(_compute(state.forward, batch, job.device, job.precision))
+        return job.task.losses(outputs[-1], labels, job.settings.label_smoothing)
+
+    epsilon = job.settings.adversarial_epsilon
+    if epsilon:
+        reader = state.model.get_encoder() if state.model.config.is_encoder_decoder else state.model
+        words = reader.get_input_embeddings()
+        found = fast_gradient(words, losses, epsilon, batch["attention_mask"].sum(1)).total
+    else:
+        found = losses()
+    with torch.no_grad():
+        is_plain = not epsilon and not job.settings.label_smoothing
+        own = found.detach() if is_plain else job.task.losses(outputs[0], labels)
+        return found, job.task.predict(outputs[0], labels, own)
+
+
 def _update(job: Job, state: LoopState) -> int:
-    """Clips the gradient and moves the weights; returns the number of steps taken by then."""
+    """Pulls, clips the gradient and moves the weights; returns the number of steps taken by then."""
+    optim.pull(state.anchored, job.settings.l2_sp)
     if job.settings.max_grad_norm:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm)
@@ -267,8 +317,12 @@ def _collate(task: Task, encoded: Encoded, rows: NDArray[np.int64], pad_token_id
 
 
 def _compute(forward: Forward, batch: Batch, device: str, precision: Precision) -> Output:
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with _in_precision(device, precision):
         return forward(batch)
+
+
+def _in_precision(device: str, precision: Precision) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def _labels(batch: Batch, device: str) -> Batch:
@@ -307,13 +361,13 @@ def check_metrics(metrics: Mapping[str, float], epoch: int) -> None:
 
 
 def stops(job: Job, metrics: Sequence[Mapping[str, float]]) -> bool:
-    """Whether early stopping ends a training after evaluations with these metrics."""
+    """Whether early stopping ends a training after evaluations with these metrics; those of a probe do not count."""
     settings = job.settings.early_stopping
     if settings is None:
         return False
     name, mode = ("loss", "min") if settings.monitor == "loss" else (job.metric, job.mode)
     sign = -1.0 if mode == "min" else 1.0
-    return stops_early([sign * m[name] for m in metrics], settings)
+    return stops_early([sign * m[name] for m in metrics[probe_epochs(job.settings) :]], settings)
 
 
 def stops_early(scores: Sequence[float], settings: EarlyStopping) -> bool:

@@ -40,6 +40,9 @@ class Forward(Protocol):
     def __call__(self, batch: Batch) -> Output:
         """Returns logits, one row for each of the batch."""
 
+    def at(self, first: int | None) -> Forward:
+        """The same for batches with other states; see `forward_of`."""
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -93,12 +96,14 @@ class Packed:
         position_ids: Shape `(1, tokens)`.
         read: Shape `(rows,)`: the token of each text that the head reads.
         rows: Where the texts lie.
+        token_type_ids: Shape `(1, tokens)`: which of two texts a token is of; None where each text is alone.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     read: Tensor
     rows: Rows
+    token_type_ids: Tensor | None = None
 
 
 def attend(  # noqa: PLR0913 - transformers' signature
@@ -174,7 +179,9 @@ def pack(batch: Batch, arch: Architecture, pad_token_id: int, device: str) -> Pa
         slots=None if is_full else mask.flatten().nonzero()[:, 0].to(device),
         mask=None if is_full else mask[:, None, None, :].to(device),
     )
+    types = batch.get("token_type_ids")
     return Packed(
+        token_type_ids=None if types is None else types[mask][None].to(device),
         input_ids=ids[mask][None].to(device),
         position_ids=positions[mask][None].to(device),
         read=(lengths.cumsum(0) - lengths + read).to(device),
@@ -230,6 +237,8 @@ class Body:
         inputs: dict[str, Tensor] = {}
         if states is None:
             inputs["input_ids"] = packed.input_ids
+            if packed.token_type_ids is not None:
+                inputs["token_type_ids"] = packed.token_type_ids
         else:
             inputs["inputs_embeds"] = states[None]
         with _attending(self._config):
@@ -250,7 +259,7 @@ class PackedModel:
             arch: Where its parts are; it must be able to pack.
             first: Blocks that the states in a batch have behind them; None to begin with the tokens.
         """
-        self.model, self._arch = model, arch
+        self.model, self._arch, self._first = model, arch, first
         self._is_head = first == arch.blocks
         self._body = Body(model, arch, first)
 
@@ -266,6 +275,10 @@ class PackedModel:
         packed = pack(batch, self._arch, int(pad_token_id or 0), str(self.model.device))
         found = self._body(packed, states)
         return Logits(apply_head(self.model, self._arch, found.index_select(0, packed.read)))
+
+    def at(self, first: int | None) -> PackedModel:
+        """The same for batches with other states."""
+        return self if first == self._first else PackedModel(self.model, self._arch, first)
 
 
 def apply_head(model: nn.Module, arch: Architecture, states: Tensor) -> Tensor:
@@ -287,6 +300,10 @@ class PaddedModel:
         inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != LABELS}
         output: Output = self.model(**inputs)
         return output
+
+    def at(self, first: int | None) -> PaddedModel:  # noqa: ARG002 - there are no states with padding
+        """The same."""
+        return self
 
 
 def forward_of(

@@ -133,9 +133,12 @@ def _blocks(predictions: Predictions) -> Iterator[Predictions]:
 
 
 def _is_in_blocks(predictions: Predictions) -> bool:
-    """Whether predictions are those of perturbed rows: their labels repeat. Those of training rows do not."""
+    """Whether predictions are those of perturbed rows: their labels repeat. Those of training rows do not.
+
+    Nor are those without labels, as they are where a model wrote nothing.
+    """
     size, rest = divmod(len(predictions), BLOCKS)
-    if rest or not size:
+    if rest or not size or not predictions.labels.size:
         return False
     blocks = predictions.labels.reshape(BLOCKS, size, *predictions.labels.shape[1:])
     return bool((blocks == blocks[0]).all())

@@ -49,8 +49,8 @@ class Rows:
 
     @property
     def inputs(self) -> list[tuple[Cell, ...]]:
-        """All else, row by row."""
-        names = [name for name in self.columns if name != self.target.name]
+        """All else, row by row; where there is nothing else, as in plain text, the targets."""
+        names = [name for name in self.columns if name != self.target.name] or [self.target.name]
         return list(zip(*(self.columns[name] for name in names), strict=True))
 
     @property

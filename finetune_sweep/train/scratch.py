@@ -11,10 +11,13 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.durable import explained, folder_aside
 from finetune_sweep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFIX: Final = "scratch:"
 _WEIGHTS: Final = "model.safetensors"
@@ -68,7 +71,19 @@ def _write_weights(source: Path, target: Path) -> None:
             torch.manual_seed(0)
             config = AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
             model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            _draw_tokens(model)
             model.save_pretrained(str(target))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{PREFIX}{source}: no model can be made of config.json: {reason}") from error
+
+
+def _draw_tokens(model: PreTrainedModel) -> None:
+    """Draws the tokens and positions that a class leaves at zero since checkpoints have them, as YOLOS does.
+
+    Tokens for boxes that are equal at the beginning are told apart by nothing but what they are matched with, and where
+    all places are equal, no box can be. They are drawn as torch draws embeddings.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 3 and not parameter.any():
+            parameter.data.normal_()

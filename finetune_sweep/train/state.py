@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Predictions, Task
+from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Said, Task
 from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.optim import Anchor
 from finetune_sweep.train.packing import Forward
 
 if TYPE_CHECKING:
@@ -25,6 +26,25 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Some epochs of a training that freezes more in them than it does throughout.
+
+    Attributes:
+        first_epoch: Counted from 1; it lasts until the next one.
+        depth: What is frozen.
+        train: The encoded training split, with states after the frozen blocks where they are kept.
+        validation: The same of the validation split.
+        first: Blocks that these states have behind them; None where there are none.
+    """
+
+    first_epoch: int
+    depth: Depth
+    train: Encoded
+    validation: Encoded
+    first: int | None = None
+
+
+@dataclass(frozen=True)
 class Job:
     """One training run: what is trained, on what, and how.
 
@@ -34,7 +54,8 @@ class Job:
         validation: The encoded validation split.
         classes: The task's classes, in the order of the labels.
         settings: The training settings; `epochs` is the longest of the trials that share this run.
-        depth: `settings.freeze_depth`, resolved for this architecture.
+        depth: What is frozen throughout: `settings.freeze_depth`, resolved for this architecture, or what unfreezing
+            leaves of it.
         seed: The seed of the trial: order, new weights, dropout.
         device: `cpu`, `cuda` or `mps`.
         precision: `bf16` computes in bfloat16 under autocast; weights, optimizer and losses stay in fp32.
@@ -44,6 +65,7 @@ class Job:
         arch: Where the model's embeddings, blocks and head are.
         unpadding: Whether batches are computed without their padding, where the architecture allows it.
         first: Blocks that the states in the encoded splits have behind them; None where they have no states.
+        stages: What is frozen in which epochs, where that changes.
     """
 
     task: Task
@@ -61,6 +83,15 @@ class Job:
     arch: Architecture
     unpadding: bool = True
     first: int | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def at(self, epoch: int) -> Job:
+        """The job as it is in an epoch, counted from 1."""
+        begun = [stage for stage in self.stages if stage.first_epoch <= epoch]
+        if not begun:
+            return self
+        now = begun[-1]
+        return replace(self, depth=now.depth, train=now.train, validation=now.validation, first=now.first)
 
 
 @dataclass(frozen=True)
@@ -71,7 +102,8 @@ class Evaluation:
         epoch: Epochs trained, from 1.
         step: Optimizer steps taken.
         examples: Training examples seen, repetitions counted.
-        train_loss: Mean over the epoch of the loss of each example at the moment it was trained on.
+        train_loss: Mean over the epoch of what was minimised of each example at the moment it was trained on: its loss,
+            with smoothed labels where the settings ask for them, and the adversarial one on top.
         learning_rate: That of the last step.
         metrics: Of the validation split, with `loss`.
         train_metrics: The same of the training examples, each at the moment it was trained on, so with dropout.
@@ -116,14 +148,6 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the model said of a micro-batch while it was trained on it, with the right labels."""
-
-    logits: Tensor
-    batch: Batch
-
-
-@dataclass(frozen=True)
 class Pending:
     """What is known of an epoch that is not over.
 
@@ -135,7 +159,7 @@ class Pending:
     """
 
     losses: tuple[Tensor, ...] = ()
-    seen: tuple[Seen, ...] = ()
+    seen: tuple[Said, ...] = ()
     seconds: float = 0.0
     before: Predictions | None = None
 
@@ -163,6 +187,7 @@ class LoopState:
         pending: What is known of the epoch that it stands in.
         history: All evaluations so far.
         predictions: Those of the last evaluation in this process, for each validation row in order.
+        anchored: The pretrained weights that are pulled to where they came from.
     """
 
     model: PreTrainedModel
@@ -175,6 +200,7 @@ class LoopState:
     pending: Pending = field(default_factory=Pending)
     history: list[Evaluation] = field(default_factory=list)
     predictions: Predictions | None = None
+    anchored: Sequence[Anchor] = ()
 
     def state_dict(self) -> Snapshot:
         """Copies the state; meant for the moment when `fit` has yielded an evaluation, or after `loop.settle`.

@@ -74,7 +74,7 @@ def _leave(member: Member, job: Job, state: LoopState, checkpoints: Checkpoints)
     if is_complete:
         checkpoints.clear()
     elif state.step:
-        loop.settle(job, state)
+        loop.settle(state)
         checkpoints.write(state.state_dict(), member.best)
 
 

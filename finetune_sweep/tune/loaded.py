@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune_sweep.durable import sha256
 from finetune_sweep.errors import TrialError, UserError
+from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
@@ -18,7 +19,7 @@ from finetune_sweep.train import architecture, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
 from finetune_sweep.train.similar import neighbours, read_synonyms
-from finetune_sweep.train.state import Job, LoopState
+from finetune_sweep.train.state import Job, LoopState, Stage
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.watch import Watchdog
 from finetune_sweep.yamlio import Value
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import Augment
-    from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.tasks.contract import Encoded, Processor
     from finetune_sweep.train.heads import Heads
 
 
@@ -60,7 +61,7 @@ class Pretrained:
     new_parameters: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     arch: architecture.Architecture
-    pad_token_id: int
+    processor: Processor
 
     def restore(self) -> PreTrainedModel:
         """The model with its pretrained tensors; there is one such object, so one trial at a time can use it."""
@@ -117,8 +118,8 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            pad = pad_token_id(load_processor(folder))
-            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, pad)
+            processor = load_processor(folder)
+            self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, processor)
         return self._pretrained
 
     def _check_model(self, model: str, folder: Path) -> None:
@@ -143,7 +144,7 @@ class Loaded:
         augment = trial.training.augment
         if augment is None:
             return "train"
-        names, needs = changeable_columns(self._task), augment.replacement or augment.insertion
+        names, needs = self._changeable, augment.replacement or augment.insertion
         similar: Value = sha256(Path(augment.synonyms)) if augment.synonyms else None
         if needs and similar is None:
             similar = self._plan.models[trial.model]
@@ -156,10 +157,16 @@ class Loaded:
         )
 
     @cached_property
+    def _changeable(self) -> list[str]:
+        """The columns of the rows whose texts may be changed."""
+        there = self.prepared.splits["train"].column_names
+        return [name for name in changeable_columns(self._task) if name in there]
+
+    @cached_property
     def _held_out(self) -> set[copies.Inputs]:
         """The texts that no copy of a training row may have."""
         splits = (rows for split, rows in self.prepared.splits.items() if split != "train")
-        names = changeable_columns(self._task)
+        names = self._changeable
         return {inputs for rows in splits for inputs in copies.inputs_of({n: rows[n] for n in names}, names)}
 
     def _similar(self, model: str, augment: Augment, words: set[str]) -> Similar:
@@ -202,23 +209,35 @@ class Loaded:
     def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
         """What a trial trains; the model has its pretrained tensors."""
         train, validation = self._rows(trial)
+        task = self._task.bound(pretrained.model, pretrained.processor)
         job = Job(
-            task=robustness.task_for(self._plan.sweep.metric.name, self._task),
+            task=robustness.task_for(self._plan.sweep.metric.name, task),
             train=self.encoded(train, pretrained.folder, trial.max_length),
             validation=self.encoded(validation, pretrained.folder, trial.max_length),
             classes=self._plan.classes,
             settings=trial.training,
-            depth=trial.depth,
+            depth=trial.opened,
             seed=trial.seed,
             device=self._plan.device,
             precision="bf16" if trial.training.precision == "bf16" else "fp32",
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
-            pad_token_id=pretrained.pad_token_id,
+            pad_token_id=pad_token_id(pretrained.processor),
             arch=pretrained.arch,
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
-        return self._from_the_cache(job, trial, pretrained.model)
+        if trial.training.unfreeze is None and trial.training.linear_probe is None:
+            return self._from_the_cache(job, trial, pretrained.model)
+        return self._in_stages(job, trial, pretrained)
+
+    def _in_stages(self, job: Job, trial: Trial, pretrained: Pretrained) -> Job:
+        """The job with what it freezes in which epochs; what is after fewer blocks is computed first."""
+        passed = phases(trial.training, trial.depth, pretrained.arch.blocks)
+        stages: list[Stage] = []
+        for phase in reversed([each for each in passed if each.first_epoch <= trial.epochs]):
+            now = self._from_the_cache(replace(job, depth=phase.depth), trial, pretrained.model)
+            stages.insert(0, Stage(phase.first_epoch, phase.depth, now.train, now.validation, now.first))
+        return replace(job, stages=tuple(stages))
 
     def _from_the_cache(self, job: Job, trial: Trial, model: PreTrainedModel) -> Job:
         """The job on states after its frozen blocks, where these can be kept."""
@@ -227,6 +246,8 @@ class Loaded:
         sweep = self._plan.sweep
         blocks = prefix_cache.blocks_to_keep(job.depth)
         if not (blocks and sweep.speed.prefix_cache and job.unpadding and job.arch.can_pack):
+            return job
+        if job.settings.adversarial_epsilon:  # its step begins before the frozen blocks
             return job
         model.to(job.device)  # type: ignore[arg-type]  # transformers types only torch.device
         splits: list[Encoded] = []

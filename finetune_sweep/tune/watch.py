@@ -106,6 +106,9 @@ class _Heard:
         self.beat()
         return self.inner(batch)
 
+    def at(self, first: int | None) -> Forward:
+        return _Heard(self.inner.at(first), self.beat)
+
 
 def stacks_of_hang(notes: Iterable[Path], keys: set[str]) -> str:
     """What the threads of a worker did that hung over one of these trials; empty if none did.

@@ -197,7 +197,7 @@ class _UnitRun:
         if is_complete:
             checkpoints.clear()
         elif state.step > stored:
-            loop.settle(job, state)
+            loop.settle(state)
             checkpoints.write(state.state_dict(), self.best)
 
     def tell(self, evaluation: Evaluation) -> tuple[Event, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,6 +22,9 @@ from finetune_sweep.tune.worker import Assignment, run_unit
 from tests.promotion.finished_sweep import Opened, Trained, here, hold
 from tests.tasks.models import CASES
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 SWEEP = """
 name: tiny
 task: {task}
@@ -35,9 +38,20 @@ tracking: {{registered_model: tiny}}
 """
 
 
+def as_written(rows: Dataset) -> Dataset:
+    """Rows as a file has them: of boxes, the sides in one list."""
+    if "boxes" not in rows.column_names:
+        return rows
+    found = [
+        [{"label": b["label"], "bbox": [b["left"], b["top"], b["width"], b["height"]]} for b in of_row]
+        for of_row in rows["boxes"]
+    ]
+    return rows.remove_columns("boxes").add_column("boxes", found)
+
+
 def trained(task: str, folder: Path) -> Trained:
     CASES[task].model(folder / "model")
-    CASES[task].train.to_parquet(str(folder / "rows.parquet"))
+    as_written(CASES[task].train).to_parquet(str(folder / "rows.parquet"))
     (folder / "tiny.yaml").write_text(SWEEP.format(task=task))
     sweep = load_sweep(folder / "tiny.yaml")
     plan = make_plan(sweep)
@@ -87,6 +101,10 @@ def test_a_model_of_the_task_is_promoted_loaded_and_served(
             assert set(str(answer[0]).split(",")) <= classes
         case "image-classification":
             assert answer.iloc[0, 0]["label"] in classes
+        case "object-detection":
+            assert {box["label"] for of_row in answer for box in of_row} <= classes
+        case "text-generation" | "text2text-generation":
+            assert isinstance(answer[0], str)
         case _:
             assert list(answer.columns) == ["label", "score"]
             assert answer["label"][0] in classes

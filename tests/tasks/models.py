@@ -15,11 +15,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2Model,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
+    YolosConfig,
+    YolosImageProcessorPil,
+    YolosModel,
 )
+
+from finetune_sweep.tasks.contract import Box
 
 SYLLABLES = [
     "[PAD]",
@@ -32,11 +41,11 @@ SYLLABLES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A task's tiny model and its rows; `bad` has a target that was never seen in training."""
+    """A task's tiny model and its rows; `bad` has a target that was never seen in training, where there is such."""
 
     model: Callable[[Path], Path]
     train: Dataset
-    bad: Dataset
+    bad: Dataset | None = None
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -64,6 +73,36 @@ def tiny_bert(folder: Path) -> Path:
     return folder
 
 
+def _save_letters(folder: Path) -> None:
+    """A tokenizer of letters, each a word; a text ends with `</s>`."""
+    letters = {token: place for place, token in enumerate(["<pad>", "</s>", "<unk>", *"abcdef"])}
+    unknown = {"unk_token": "<unk>"}
+    words = Tokenizer(models.WordLevel(letters, **unknown))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {**unknown, "pad_token": "<pad>", "eos_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **special)  # type: ignore[no-untyped-call]
+    tokenizer.save_pretrained(str(folder))
+
+
+def tiny_t5(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=9, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    config.decoder_start_token_id = 0
+    T5Model(config).save_pretrained(str(folder))
+    _save_letters(folder)
+    return folder
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1)
+    config.eos_token_id = 1
+    GPT2Model(config).save_pretrained(str(folder))
+    _save_letters(folder)
+    return folder
+
+
 def tiny_vit(folder: Path) -> Path:
     torch.manual_seed(0)
     config = ViTConfig(
@@ -79,6 +118,45 @@ def tiny_vit(folder: Path) -> Path:
     processor = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     processor.save_pretrained(str(folder))
     return folder
+
+
+def tiny_yolos(folder: Path) -> Path:
+    """A detector that says three boxes of each picture."""
+    torch.manual_seed(0)
+    config = YolosConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=[16, 16],
+        patch_size=4,
+        num_detection_tokens=3,
+        hidden_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    model = YolosModel(config)
+    torch.nn.init.normal_(model.embeddings.detection_tokens)
+    torch.nn.init.normal_(model.embeddings.position_embeddings)
+    model.save_pretrained(str(folder))
+    size = {"shortest_edge": 16, "longest_edge": 32}
+    YolosImageProcessorPil(size=size).save_pretrained(str(folder))
+    return folder
+
+
+def scene(row: int) -> tuple[bytes, list[dict[str, object]]]:
+    """A picture, perhaps wider than high, with a dark or a light box or both or none, and where they are."""
+    size = (16 + 16 * (row % 2), 16)
+    whole = Image.new("L", size, 128)
+    places = {"dark": (1, 2, 6, 5), "light": (8, 9, 5 + row % 3, 6)}
+    found = [name for place, name in enumerate(places) if row % 4 != place + 1]
+    boxes: list[dict[str, object]] = []
+    for name in found if row % 8 else []:
+        left, top, width, height = places[name]
+        whole.paste(255 * (name == "light"), (left, top, left + width, top + height))
+        boxes.append({"label": name, "left": left, "top": top, "width": width, "height": height})
+    content = io.BytesIO()
+    whole.save(content, "png")
+    return content.getvalue(), boxes
 
 
 def picture(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -104,6 +182,7 @@ def _words(rows: int) -> list[list[str]]:
 
 _TEXTS = _texts(24)
 _WORDS = _words(24)
+_SCENES = [scene(row) for row in range(24)]
 _GREYS = [10 * row for row in range(24)]
 
 CASES: Mapping[str, Case] = {
@@ -119,12 +198,30 @@ CASES: Mapping[str, Case] = {
         Dataset.from_dict({"text": _TEXTS, "labels": [sorted(set(text) & set("abc")) for text in _TEXTS]}),
         Dataset.from_dict({"text": ["a b"], "labels": [["a", "never"]]}),
     ),
+    "text-regression": Case(
+        tiny_bert,
+        Dataset.from_dict(
+            {
+                "text": _TEXTS,
+                "text_pair": [text[:3] for text in _TEXTS],
+                "number": [text.count("a") / 4 for text in _TEXTS],
+            }
+        ),
+    ),
     "token-classification": Case(
         tiny_bert,
         Dataset.from_dict(
             {"tokens": _WORDS, "tags": [["B-early" if w[0] < "d" else "O" for w in of] for of in _WORDS]}
         ),
         Dataset.from_dict({"tokens": [["a"]], "tags": [["B-never"]]}),
+    ),
+    "text-to-text": Case(
+        tiny_t5,
+        Dataset.from_dict({"text": _TEXTS, "target": [" ".join(sorted(text.split())) for text in _TEXTS]}),
+    ),
+    "causal-lm": Case(
+        tiny_gpt2,
+        Dataset.from_dict({"prompt": [text[:1] for text in _TEXTS], "text": [text[2:] for text in _TEXTS]}),
     ),
     "image-classification": Case(
         tiny_vit,
@@ -142,5 +239,12 @@ CASES: Mapping[str, Case] = {
             }
         ),
         Dataset.from_dict({"image": [picture(0)], "labels": [["never"]]}),
+    ),
+    "object-detection": Case(
+        tiny_yolos,
+        Dataset.from_dict({"image": [of[0] for of in _SCENES], "boxes": [of[1] for of in _SCENES]}),
+        Dataset.from_dict(
+            {"image": [picture(0)], "boxes": [[dict(zip(Box._fields, ("never", 0, 0, 1, 1), strict=True))]]}
+        ),
     ),
 }

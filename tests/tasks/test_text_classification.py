@@ -31,6 +31,7 @@ from transformers import (
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import Encoded, Predictions, Ragged, load_tokenizer
+from finetune_sweep.train.packing import Logits
 
 TASK = TASKS["text-classification"]
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "a", "very"]
@@ -264,11 +265,18 @@ def test_losses_and_logits_are_fp32_for_a_model_in_bf16(tmp_path: Path) -> None:
     batch = TASK.collate(encoded, np.array([0, 1]), 0)
     output = model.bfloat16()(**batch)
     assert TASK.losses(output, batch).dtype == torch.float32
-    part = TASK.predict(output, batch)
+    part = TASK.predict(output, batch, TASK.losses(output, batch)).stored()
     assert (str(part.values.dtype), str(part.losses.dtype)) == ("float32", "float32")
     assert part.values.shape == (2, 2)
     assert part.labels.tolist() == [0, 1]
     assert float(part.losses.mean()) == pytest.approx(output.loss.item(), rel=1e-2)
+
+
+def test_the_loss_of_smoothed_labels_by_hand() -> None:
+    """Shares of 3/4 and 1/4. With 0.2 the target (1, 0) is (0.9, 0.1)."""
+    output = Logits(torch.tensor([[math.log(3.0), 0.0]]))
+    (loss,) = TASK.losses(output, {"labels": torch.tensor([0])}, 0.2).tolist()
+    assert loss == pytest.approx(-0.9 * math.log(0.75) - 0.1 * math.log(0.25), abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ metrics

@@ -33,6 +33,15 @@ def test_the_step_has_the_length_epsilon_in_each_example() -> None:
     assert torch.allclose(perturbation(gradient, 0.5), expected)
 
 
+def test_texts_end_to_end_have_a_step_each() -> None:
+    """The first text has two tokens with the norm 5, the second one with 2, the third none that matters."""
+    gradient = torch.tensor([[[3.0, 0.0], [0.0, 4.0], [0.0, 2.0], [0.0, 0.0]]])
+    expected = torch.tensor([[[0.3, 0.0], [0.0, 0.4], [0.0, 0.5], [0.0, 0.0]]])
+    assert torch.allclose(perturbation(gradient, 0.5, torch.tensor([2, 1, 1])), expected)
+    alone = torch.tensor([4])
+    assert torch.equal(perturbation(gradient, 0.5, alone), perturbation(gradient, 0.5))
+
+
 def test_the_adversarial_loss_by_hand() -> None:
     # Text 0 is word 0: h = (1, 2), first layer (1, 3), loss 1 + 12 = 13. By h: W1' w2 = (1 + 4, 4) = (5, 4), of norm
     # sqrt(41); a step of length 2 along it raises this linear piece by 2 sqrt(41).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,10 @@ from PIL import Image as Pictures
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Clean, Data, Limit, Split
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Column
-from finetune_sweep.tasks.image_classification import ImageClassification
 from finetune_sweep.train.data import Prepared, prepare
 from finetune_sweep.train.source import Fetched
 
 CONLL = "-DOCSTART- -X- O O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\nBlackburn NNP I-PER\n"
-
-
-@dataclass(frozen=True)
-class Detection(ImageClassification):
-    """A task whose rows have boxes."""
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        image = Column("image", required=True, description="a picture", kind="image")
-        return image, Column("boxes", True, "what is where", "boxes", target=True)
-
-    def classes(self, train: Dataset) -> tuple[str, ...]:
-        return tuple(sorted({box["label"] for boxes in train["boxes"] for box in boxes}))
 
 
 def read(tmp_path: Path, data: Data, task: str) -> Prepared:
@@ -246,7 +230,7 @@ def coco(file: Path, pictures: Path, of_second: Mapping[str, object] | None = No
 
 
 def detection(tmp_path: Path, source: str) -> Prepared:
-    return prepare(Data(source=source), Detection(), tmp_path, tmp_path / "cache")
+    return read(tmp_path, Data(source=source), "object-detection")
 
 
 def test_coco_files_give_boxes_in_pixels(tmp_path: Path) -> None:

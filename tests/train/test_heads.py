@@ -72,18 +72,20 @@ DIFFERENT: list[dict[str, object]] = [
     {"learning_rate": 1e-3, "epochs": 4},
     {"weight_decay": 0.5, "seed": 2, "epochs": 1},
     {"lr_schedule": {"type": "linear", "warmup_steps": 2}, "seed": 1},
+    {"lr_schedule": {"type": "plateau", "patience": 1}, "epochs": 5},
     {"max_grad_norm": 0.0},
     {"max_grad_norm": 0.01},
 ]
 
 
 @pytest.mark.parametrize("build", [bert, gpt2])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
 def test_each_comes_to_what_it_comes_to_alone(
     build: Callable[[], PreTrainedModel], optimizer: str, tmp_path: Path
 ) -> None:
     """Also with dropout: each seed draws its own masks."""
-    jobs = jobs_of(build, [{**each, "optimizer": optimizer} for each in DIFFERENT], tmp_path)
+    alike = {"optimizer": optimizer, "label_smoothing": 0.2 if optimizer == "sgd" else 0.0}
+    jobs = jobs_of(build, [{**each, **alike} for each in DIFFERENT], tmp_path)
     found, state = together(jobs, build())
     for index, job in enumerate(jobs):
         model = build()

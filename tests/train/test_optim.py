@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_sweep.settings import Constant, Cosine, Linear, LrSchedule, Training, Wsd
-from finetune_sweep.train.optim import build_optimizer, decay_start, learning_rate, set_learning_rate
+from finetune_sweep.settings import Constant, Cosine, Linear, LrSchedule, Plateau, Training, Wsd
+from finetune_sweep.train.architecture import Architecture
+from finetune_sweep.train.optim import (
+    Anchor,
+    anchors,
+    build_optimizer,
+    decay_start,
+    learning_rate,
+    pull,
+    rate_scale,
+    reduction,
+    set_learning_rate,
+)
 
 
 class RMSNorm(nn.Module):
@@ -30,7 +41,7 @@ def names_by_decay(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[f
     return {group["weight_decay"]: {names[p] for p in group["params"]} for group in optimizer.param_groups}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
 def test_weight_decay_is_not_on_biases_and_norms(optimizer: str) -> None:
     model = small_model()
     built = build_optimizer(model, Training.model_validate({"optimizer": optimizer, "weight_decay": 0.1}))
@@ -77,10 +88,78 @@ def test_the_first_step_of_adamw_is_the_rate_after_the_decay() -> None:
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.125 * 0.5) - 0.125, abs=1e-6)
 
 
+def test_the_first_step_of_adafactor_is_the_rate_times_the_root_mean_square() -> None:
+    """Its second moment is then the squared gradient, so the update is the gradient's sign."""
+    model = nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(4.0)
+        model.bias.fill_(2.0)
+    built = build_optimizer(model, Training(optimizer="adafactor", weight_decay=0.5, learning_rate=0.125))
+    model.weight.grad, model.bias.grad = torch.tensor([[-3.0]]), torch.tensor([7.0])
+    built.step()
+    assert model.weight.item() == pytest.approx(4.0 * (1 - 0.125 * 0.5) + 0.125 * 4.0, abs=1e-6)
+    assert model.bias.item() == pytest.approx(2.0 - 0.125 * 2.0, abs=1e-6)
+
+
+def test_adafactor_is_that_of_torch() -> None:
+    ours, theirs = small_model(), small_model()
+    settings = Training(optimizer="adafactor", weight_decay=0.0, learning_rate=0.01)
+    built = build_optimizer(ours, settings)
+    plain = torch.optim.Adafactor(theirs.parameters(), lr=0.01)
+    for step in range(3):
+        torch.manual_seed(step)
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape)
+            other.grad = mine.grad.clone()
+        built.step()
+        plain.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_the_pull_is_the_strength_times_the_way_from_the_pretrained_value() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    first, second = model.parameters()
+    anchored = anchors(model, ["1.weight"], Training(l2_sp=0.25))
+    assert [(anchor.name, anchor.origin.item()) for anchor in anchored] == [("0.weight", first.item())]
+
+    with torch.no_grad():
+        first.fill_(5.0)
+    pull([Anchor("0.weight", first, torch.tensor([[2.0]]))], 0.25)
+    assert first.grad is None
+    first.grad, second.grad = torch.tensor([[1.0]]), torch.tensor([[1.0]])
+    pull([Anchor("0.weight", first, torch.tensor([[2.0]]))], 0.25)
+    assert (first.grad.item(), second.grad.item()) == (1.0 + 0.25 * (5.0 - 2.0), 1.0)
+    assert anchors(model, ["1.weight"], Training()) == ()
+
+
+def test_rates_fall_from_the_head_to_the_embeddings() -> None:
+    arch = Architecture("bert", 2, "small")
+    names = {
+        "classifier.weight": 1.0,
+        "bert.pooler.dense.bias": 1.0,
+        "bert.encoder.layer.1.output.dense.weight": 0.5,
+        "bert.encoder.layer.0.output.dense.weight": 0.25,
+        "bert.embeddings.LayerNorm.weight": 0.125,
+    }
+    assert {name: rate_scale(name, arch, 0.5) for name in names} == names
+    assert {rate_scale(name, arch, 1.0) for name in names} == {1.0}
+
+
 def test_the_rate_is_set_for_all_groups() -> None:
     built = build_optimizer(small_model(), Training())
     set_learning_rate(built, 0.25)
     assert [group["lr"] for group in built.param_groups] == [0.25, 0.25]
+
+
+def test_a_plateau_is_reduced_after_so_many_evaluations_without_a_lower_loss() -> None:
+    # 0.9 is the lowest, then two are not lower: half. 0.8, two that are not lower: half of that; and two more.
+    schedule = Plateau(type="plateau", factor=0.5, patience=2)
+    losses = [1.0, 0.9, 0.95, 0.9, 0.8, 0.85, 0.8, 0.9, 0.9]
+    found = [reduction(schedule, losses[:count]) for count in range(len(losses) + 1)]
+    assert found == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+    assert reduction(Constant(type="constant"), losses) == 1.0
+    assert rates(Plateau(type="plateau", warmup_steps=2), 4) == [4.0, 8.0, 8.0, 8.0]
 
 
 def rates(schedule: LrSchedule, total_steps: int) -> list[float]:

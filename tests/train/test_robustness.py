@@ -106,7 +106,7 @@ def test_the_clean_rows_of_predictions() -> None:
 
 
 def test_a_task_says_which_of_its_texts_may_be_changed() -> None:
-    assert changeable_columns(TASK) == ("text",)
+    assert changeable_columns(TASK) == ("text", "text_pair")
     assert set(metrics_of(TASK)) == {*TASK.metrics, *(f"robust_{name}" for name in TASK.metrics)}
 
 

@@ -9,7 +9,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.weights import fingerprint, locate, read_config
-from tests.tasks.models import tiny_vit
+from tests.tasks.models import tiny_vit, tiny_yolos
 
 
 @pytest.fixture
@@ -48,3 +48,13 @@ def test_a_folder_with_weights_is_not_a_configuration(tmp_path: Path) -> None:
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scratch:.*/vit: must be a folder with config\.json, it has none"):
         locate("scratch:./vit", tmp_path, tmp_path / "cache")
+
+
+def test_tokens_and_places_are_not_all_the_same(tmp_path: Path) -> None:
+    (tiny_yolos(tmp_path / "yolos") / "model.safetensors").unlink()
+    made = locate("scratch:./yolos", tmp_path, tmp_path / "cache")
+    model, new = TASKS["object-detection"].build_model(made, ("a", "b"))
+    drawn = {name: p for name, p in model.named_parameters() if "tokens" in name or "positions" in name}
+    assert drawn
+    assert not drawn.keys() & set(new)
+    assert all(parameter[0].unique(dim=0).shape == parameter[0].shape for parameter in drawn.values())

@@ -25,7 +25,7 @@ def test_derived_seeds_are_fixed_and_differ_by_purpose() -> None:
     assert derive_seed(7, "head") == 788131736095291270
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(optimizer: str, after: int, tmp_path: Path) -> None:
     settings = Training.model_validate(

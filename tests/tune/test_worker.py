@@ -135,11 +135,21 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
     assert not list(layout.root.glob("trials/*/resume-*"))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "{type: wsd, decay_ratio: 0.4}"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "lr_schedule: constant",
+        "lr_schedule: {type: wsd, decay_ratio: 0.4}",
+        "lr_schedule: {type: plateau, patience: 1}, optimizer: adafactor, l2_sp: 0.1",
+        "freeze_depth: all, unfreeze: {}, layerwise_lr_decay: 0.9",
+        "linear_probe: {epochs: 2}, label_smoothing: 0.1",
+        "freeze_depth: 1, adversarial_epsilon: 0.1, unfreeze: {}, lr_schedule: {type: wsd, decay_ratio: 0.4}",
+    ],
+)
 def test_a_unit_that_is_asked_to_stop_stores_its_step_and_goes_on_from_it(
-    schedule: str, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: str, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = f"{{precision: fp32, lr_schedule: {schedule}}}"
+    training = f"{{precision: fp32, {settings}}}"
     plan = make_plan(load_sweep(write_sweep(space=SPACE, training=training)))
     whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
     layout = Layout(tmp_path / "cut", "tiny")

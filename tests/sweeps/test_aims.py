@@ -1,0 +1,36 @@
+"""What the sweeps are held against: which of them are, and the baseline of sounding out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tasks import TASKS
+from tests.sweeps.aims import AIMS, Finding, error_rate, sounds
+
+SWEEPS = Path(__file__).resolve().parent.parent.parent / "sweeps"
+
+
+def test_a_sweep_of_every_task_that_has_one_is_run() -> None:
+    files = [file for file in SWEEPS.glob("*.yaml") if not file.stem.endswith("_hub")]
+    assert set(AIMS) <= {file.stem for file in files}
+    with_a_sweep = {load_sweep(file).task for file in files}
+    assert {load_sweep(SWEEPS / f"{name}.yaml").task for name in AIMS} == with_a_sweep
+    assert with_a_sweep <= set(TASKS)
+
+
+def test_letters_have_their_most_frequent_phoneme_and_are_silent_where_that_is_better() -> None:
+    pairs = [("bat", ["B", "AE", "T"]), ("tab", ["T", "AE", "B"]), ("bate", ["B", "EY", "T"])]
+    pairs += [("abe", ["EY", "B"]), ("ate", ["EY", "T"]), ("bet", ["B", "EH", "T"])]
+    found = sounds(pairs)
+    assert found == {"b": "B", "a": "AE", "t": "T", "e": ""}
+    # AE for EY in three words, and the EH of the last one is not said.
+    assert error_rate(found, pairs) == pytest.approx(4 / 16)
+
+
+def test_an_aim_says_which_way_is_better() -> None:
+    assert Finding("test accuracy", 0.9, 0.9, least=True).met
+    assert not Finding("test error", 0.3, 0.2, least=False, why="half").met
+    assert Finding("test error", 0.3, 0.2, least=False, why="half").aim == "at most 0.2, half"

@@ -1,0 +1,75 @@
+"""Unfreezing and probes in a whole work unit: what comes from the cache, and that the checkpoint is the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from finetune_sweep.assembly import assemble, evaluate_folder
+from finetune_sweep.events import Evaluated, TrialEnded
+from finetune_sweep.layout import Layout
+from finetune_sweep.plan import Plan, check, make_plan
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tune.loaded import Loaded
+from finetune_sweep.tune.worker import Assignment, run_unit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from finetune_sweep.events import Event
+    from tests.conftest import WriteSweep
+
+PHASED = {
+    "unfreezing": "freeze_depth: all, unfreeze: {}",
+    "probe": "linear_probe: {epochs: 2}",
+    "both": "freeze_depth: 1, linear_probe: {}, unfreeze: {to_depth: embeddings}",
+}
+
+
+def planned(write_sweep: WriteSweep, settings: str, *sets: str) -> Plan:
+    file = write_sweep(
+        space="{learning_rate: [1e-2]}", training=f"{{precision: fp32, epochs: 4, {settings}}}"
+    )
+    return make_plan(load_sweep(file, sets, check))
+
+
+def trained(plan: Plan, folder: Path) -> Sequence[Event]:
+    moments = run_unit(Assignment(plan.units[0]), plan, Layout(folder, "tiny"), Loaded(plan))
+    return [event for moment in moments for event in moment]
+
+
+def test_each_phase_is_read_from_states_where_there_are_any(write_sweep: WriteSweep) -> None:
+    def firsts(settings: str, *sets: str) -> list[tuple[int, object, int | None]]:
+        plan = planned(write_sweep, settings, *sets)
+        job, _ = Loaded(plan).job(plan.trials[0])
+        return [(stage.first_epoch, stage.depth, stage.first) for stage in job.stages]
+
+    opening = PHASED["unfreezing"]
+    assert firsts(opening) == [(1, 2, 2), (2, 1, 1), (3, "embeddings", None), (4, 0, None)]
+    assert firsts(PHASED["probe"]) == [(1, 2, 2), (3, 0, None)]
+    assert firsts("freeze_depth: 1") == []
+    without = [(1, 2, None), (2, 1, None), (3, "embeddings", None), (4, 0, None)]
+    assert firsts(opening, "speed.prefix_cache=false") == without
+    assert firsts(f"{opening}, adversarial_epsilon: 0.1") == without
+    assert firsts(opening, "training.epochs=2") == [(1, 2, 2), (2, 1, 1)]
+
+
+@pytest.mark.parametrize("settings", PHASED.values(), ids=PHASED)
+def test_the_cache_leaves_the_results_and_the_checkpoint_is_the_model(
+    settings: str, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    plan = planned(write_sweep, settings)
+    events = trained(plan, tmp_path / "cached")
+    plain = trained(planned(write_sweep, settings, "speed.prefix_cache=false"), tmp_path / "plain")
+    losses = [[e.metrics["loss"] for e in told if isinstance(e, Evaluated)] for told in (events, plain)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+    (end,) = [event for event in events if isinstance(event, TrialEnded)]
+    assert end.checkpoint is not None
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    assemble(folder, plan, plan.trials[0], tmp_path / "cached" / "tiny" / end.checkpoint)
+    found = evaluate_folder(folder, plan, plan.trials[0], "validation", 1)
+    assert found.metrics["loss"] == losses[0][(end.best_epoch or 0) - 1]
