@@ -48,7 +48,7 @@ run: install
 	$(BIN)/python -m finetune_sweep run sweeps/bert.yaml
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-cluster: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster
