@@ -58,25 +58,28 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from finetune_sweep.train import layers
+    from finetune_sweep.train import adapters, layers, strategies
 
     pretrained = Loaded(plan).pretrained(trial.model)
-    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.depth)
+    new, arch = pretrained.new_parameters, pretrained.arch.without(trial.training.drop_layers)
+    model = strategies.prepare(pretrained.model, new, trial.training, arch, trial.depth, trial.seed)
+    live = layers.changed_tensors(model, arch, trial.depth)
     try:
         stored = load_file(checkpoint / CHANGED_TENSORS)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{checkpoint / CHANGED_TENSORS} cannot be read: {error}") from None
     shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, stored)]
     odd = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
-    odd |= set(pretrained.new_parameters) - live.keys()
+    odd |= set(new) - live.keys()
     if odd:
         raise StorageError(
             f"{checkpoint} holds other tensors than training changes; {len(odd)} differ, as {min(odd)}"
         )
     for name, tensor in live.items():
         tensor.copy_(stored[name])
+    adapters.merge(model)
     with explained(target), quiet_loading():
-        pretrained.model.save_pretrained(target)
+        model.save_pretrained(target)
         load_processor(pretrained.folder).save_pretrained(target)
 
 

@@ -210,7 +210,8 @@ def _results(evidence: Evidence) -> list[str]:
     if evidence.test.baseline:
         split, columns = [*split, "test, baseline"], [*columns, evidence.test.baseline]
     rows = [(name, *(column.get(name, "") for column in columns)) for name in evidence.validation]
-    return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
+    strategy = card_finalists.strategy(evidence.plan, evidence.record, evidence.trial)
+    return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence), strategy]
 
 
 def _meaning(evidence: Evidence) -> str:

@@ -14,7 +14,7 @@ from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.train import architecture, weights
+from finetune_sweep.train import architecture, trainable, weights
 from finetune_sweep.trial import Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
@@ -26,6 +26,8 @@ class Trained:
     Attributes:
         padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
         cache: What is kept of its frozen blocks, in a word.
+        dropped: Blocks that are left out.
+        rank: Of the adapters that are trained in the place of the blocks' weights; 0 where these are.
     """
 
     model: str
@@ -36,6 +38,14 @@ class Trained:
     parameters_trained: int
     padded: bool
     cache: str
+    dropped: int = 0
+    rank: int = 0
+
+    @property
+    def title(self) -> str:
+        """The settings that decide it."""
+        dropped = f", drop_layers {self.dropped}" if self.dropped else ""
+        return f"freeze_depth {self.depth}{dropped}{f', lora.r {self.rank}' if self.rank else ''}"
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
@@ -57,7 +67,7 @@ class Outlook:
         epochs: Epochs that they train.
         epochs_apart: Epochs that the missing trials would train one by one.
         epochs_shareable: Epochs that each schedule that shares would train; empty where none that shares nothing is.
-        trained: One row for each model and freeze depth.
+        trained: One row for each model, number of dropped blocks and freeze depth.
         disk: What it writes into the storage.
         final_runs: Runs on fresh seeds, of the finalists and the baseline; 0 if there are none.
         final_epochs: Epochs that these train at most.
@@ -134,7 +144,7 @@ class Outlook:
         yield "trainings", self._sharing()
         yield from self._final_lines()
         for row in self.trained:
-            yield f"freeze_depth {row.depth}", f"{Path(row.model).name}: {row}"
+            yield row.title, f"{Path(row.model).name}: {row}"
         yield "computes on", f"{plan.device}, {plan.precision} where precision is auto"
         yield "storage", f"{sweep.storage}/{sweep.name}"
         yield "disk", str(self.disk)
@@ -233,16 +243,20 @@ def _under(trial: Trial, schedule: Constant | Wsd) -> Trial:
 
 
 def _trained(plan: Plan) -> Iterator[Trained]:
-    pairs = dict.fromkeys((trial.model, trial.depth) for trial in plan.trials)
-    for model, depth in sorted(pairs, key=lambda pair: (pair[0], _order(pair[1]))):
+    kinds = {
+        (t.model, *trainable.deciding(t.training), _order(t.depth)): (t.depth, t.training)
+        for t in plan.trials
+    }
+    for (model, dropped, *_), (depth, settings) in sorted(kinds.items(), key=lambda item: item[0]):
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
-        arch = architecture.describe(weights.read_config(folder))
+        arch = architecture.describe(weights.read_config(folder)).without(dropped)
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
-        trained, total = architecture.trained_parameters(shapes, arch, depth)
+        trained, total = trainable.count_trained(shapes, arch, depth, settings)
         frozen = 0 if depth == "embeddings" else depth
         cache = _cached(plan, arch, depth)
         is_padded = not (arch.can_pack and TASKS[plan.sweep.task].packs)
-        yield Trained(model, depth, arch.blocks, arch.blocks - frozen, total, trained, is_padded, cache)
+        rank, opened = settings.lora.r if settings.lora else 0, arch.blocks - frozen
+        yield Trained(model, depth, arch.blocks, opened, total, trained, is_padded, cache, dropped, rank)
 
 
 def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:

@@ -10,22 +10,23 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
 from finetune_sweep.record import SweepRecord
-from finetune_sweep.settings import Training
-from finetune_sweep.space import Config, Space, allows, endpoints
+from finetune_sweep.settings import LAYER_SETTINGS, Training
+from finetune_sweep.space import Config, Space, allows, endpoints, is_active
 from finetune_sweep.space_cells import grid, sample
 from finetune_sweep.spec import Grid, Random, Sweep, Tpe
 from finetune_sweep.sweepfile import training_of
-from finetune_sweep.trial import Depth, Identity, Trial, WorkUnit, work_units
+from finetune_sweep.trial import Identity, Trial, WorkUnit, work_units
 from finetune_sweep.yamlio import Value
 
 if TYPE_CHECKING:
     from finetune_sweep.train.architecture import Architecture
 
+_MOST_CELLS: Final = 10_000
 Hardware = tuple[str, str]
 """A device (`cuda`, `mps`, `cpu`) and the precision that `auto` means on it (`fp32`, `bf16`)."""
 
@@ -69,6 +70,7 @@ class Plan:
             UserError: If its values do not go together.
         """
         from finetune_sweep.tasks import TASKS
+        from finetune_sweep.train import conflicts
 
         sweep = self.sweep
         seed = sweep.seed if seed is None else seed
@@ -77,8 +79,7 @@ class Plan:
         training = training_of(sweep, config)
         if training.precision == "auto":
             training = training.model_copy(update={"precision": self.precision})
-        arch = _architecture(model, sweep.cache)
-        depth = _resolve_depth(training.freeze_depth, arch)
+        arch, depth = conflicts.resolve(training, _architecture(model, sweep.cache))
         identity = Identity(
             sweep.task,
             self.models[model],
@@ -181,16 +182,13 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
     """A model that is not there, and a depth or a length that one of the models does not have."""
     from finetune_sweep.train import architecture, weights
 
-    depths = _values(sweep.space, "freeze_depth", sweep.training.freeze_depth)
     lengths = _values(sweep.space, "data.max_length", sweep.data.max_length)
     problems = []
     for model in models(sweep):
         setting = "model"
         try:
             config = weights.read_config(weights.locate(model, Path(), Path(sweep.cache or "")))
-            setting = "freeze_depth"
-            for depth in depths:
-                _resolve_depth(depth, _architecture(model, sweep.cache))
+            problems += _layer_problems(sweep, model)
             setting = "data.max_length"
             architecture.check_length(config, max(int(str(length)) for length in lengths), _short(model))
         except UserError as error:
@@ -199,11 +197,55 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
     return problems
 
 
+def _layer_problems(sweep: Sweep, model: str) -> list[Problem]:
+    """Settings of layers that a model cannot have together: the first problem of each setting."""
+    from finetune_sweep.train import conflicts, weights
+
+    arch = _architecture(model, sweep.cache)
+    names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
+    found: dict[str, Problem] = {}
+    for config in _layer_cells(sweep.space, model):
+        try:
+            conflicts.check(training_of(sweep, config), arch, names)
+        except UserError as error:
+            for problem in error.problems:
+                path = _path(sweep.space, problem.path or "freeze_depth")
+                message = problem.message + _remedy(sweep.space, problem.path, config)
+                found.setdefault(path, Problem(message, path))
+    return list(found.values())
+
+
+def _layer_cells(space: Space, model: str) -> Iterator[Config]:
+    """What the settings of layers can be together, with what they depend on: of a range, its ends."""
+    wanted = set(LAYER_SETTINGS)
+    dimensions = [dim for dim in space.dimensions if dim.name.partition(".")[0] in wanted]
+    needed = wanted.union(*(dim.when for dim in dimensions), {"model"})
+    chosen = [dim for dim in space.dimensions if dim.name.partition(".")[0] in needed]
+    cells: list[Config] = [{}]
+    for dim in chosen:
+        values = [model] if dim.name == "model" else endpoints(dim.domain)
+        cells = [
+            {**cell, **({dim.name: value} if value is not None else {})}
+            for cell in cells
+            for value in (values if is_active(dim, cell) else [None])
+        ][:_MOST_CELLS]
+    yield from cells
+
+
+def _remedy(space: Space, setting: str, config: Config) -> str:
+    """How a searched setting keeps away from the values of others that it does not go with."""
+    others = {n: v for n, v in config.items() if n in LAYER_SETTINGS and n != setting}
+    if not _searched(space, setting) or not others:
+        return ""
+    beside = ", ".join(f"{name} {value}" for name, value in others.items())
+    return f" (beside {beside}; `when: {{{next(iter(others))}: [...]}}` can keep them apart)"
+
+
 def _path(space: Space, setting: str) -> str:
     """Where a setting stands in the file."""
     if _searched(space, setting):
         return f"space.{setting}"
-    return "training.freeze_depth" if setting == "freeze_depth" else setting
+    return f"training.{setting}" if setting in LAYER_SETTINGS else setting
 
 
 def _short(model: str) -> str:
@@ -229,14 +271,6 @@ def _architecture(model: str, cache: str | None) -> Architecture:
 
     folder = weights.locate(model, Path(), Path(cache or ""))
     return architecture.describe(weights.read_config(folder), _short(model))
-
-
-def _resolve_depth(depth: Value, arch: Architecture) -> Depth:
-    from finetune_sweep.train import architecture
-
-    if not isinstance(depth, int | str):
-        raise UserError(f"freeze_depth must be a number or a text, got {depth!r}")
-    return architecture.resolve_depth(depth, arch)
 
 
 # ----------------------------------------------------------------------------------------------- expanding

@@ -53,7 +53,11 @@ ORDER = (
     "finetune_sweep.train.hardware",
     "finetune_sweep.train.scratch",
     "finetune_sweep.train.weights",
+    "finetune_sweep.train.families",
     "finetune_sweep.train.architecture",
+    "finetune_sweep.train.conflicts",
+    "finetune_sweep.train.trainable",
+    "finetune_sweep.train.adapters",
     "finetune_sweep.train.layers",
     "finetune_sweep.train.optim",
     "finetune_sweep.train.augment",
@@ -70,6 +74,7 @@ ORDER = (
     "finetune_sweep.train.packing",
     "finetune_sweep.train.prefix_cache",
     "finetune_sweep.train.state",
+    "finetune_sweep.train.strategies",
     "finetune_sweep.train.adversarial",
     "finetune_sweep.train.loop",
     "finetune_sweep.train.robustness",
@@ -133,7 +138,7 @@ HOMES = {
         "finetune_sweep.complaints",
         "finetune_sweep.sweepfile",
     ),
-    "peft": ("finetune_sweep.train.layers",),
+    "peft": ("finetune_sweep.train.adapters",),
     "datasets": (
         "finetune_sweep.train.tables",
         "finetune_sweep.train.source",
@@ -161,6 +166,8 @@ LIGHT_MODULES = (
     "finetune_sweep.tasks",
     "finetune_sweep.train.weights",
     "finetune_sweep.train.architecture",
+    "finetune_sweep.train.conflicts",
+    "finetune_sweep.train.trainable",
     "finetune_sweep.tracking",
 )
 

@@ -20,6 +20,8 @@ TRIALS: Mapping[str, int] = {
     "choose_model": 8,
     "bert_hub": 36,
     "augmentation": 8,
+    "layer_strategies": 18,
+    "lora": 17,
     "mnist": 2,
     "mnist_hub": 9,
     "addresses": 4,

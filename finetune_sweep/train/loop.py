@@ -19,7 +19,7 @@ import torch
 
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Task
-from finetune_sweep.train import layers, optim
+from finetune_sweep.train import adapters, layers, optim, strategies
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, Seen, derive_seed
@@ -39,7 +39,7 @@ _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATU
 
 
 def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> LoopState:
-    """Makes a model ready to be trained: new weights drawn by the seed, frozen to its depth, on its device.
+    """Makes a model ready to be trained: new weights drawn by the seed, its settings' strategies, frozen to its depth.
 
     Args:
         job: The run.
@@ -47,7 +47,7 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
             been restored; gradients, frozen parts and new parameters are set anew here.
         new_parameters: Names of the parameters that were not pretrained, as `task.build_model` returned them.
     """
-    layers.initialize_new(model, new_parameters, derive_seed(job.seed, "head"))
+    model = strategies.prepare(model, new_parameters, job.settings, job.arch, job.depth, job.seed)
     layers.freeze(model, job.arch, job.depth)
     model.to(job.device)  # type: ignore[arg-type]
     return LoopState(
@@ -147,7 +147,7 @@ def evaluate(
         return [*predict(rows[:middle]), *predict(rows[middle:])]
 
     order = np.argsort(encoded.lengths(), kind="stable")
-    with torch.inference_mode():
+    with adapters.merged(forward.model), torch.inference_mode():
         batches = [order[i : i + EVALUATION_BATCH] for i in range(0, len(order), EVALUATION_BATCH)]
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 

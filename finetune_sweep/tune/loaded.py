@@ -90,7 +90,7 @@ class Loaded:
         self._encoded: dict[tuple[str, Path, int], Encoded] = {}
         self._neighbours: tuple[Path, Similar] | None = None
         self.watchdog = Watchdog(plan.sweep.trial_timeout_s)
-        self._with_states: dict[tuple[str, str, int, str, int], Encoded | None] = {}
+        self._with_states: dict[tuple[str, str, int, str, int, bool], Encoded | None] = {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -215,7 +215,7 @@ class Loaded:
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
-            arch=pretrained.arch,
+            arch=pretrained.arch.without(trial.training.drop_layers),
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
         return self._from_the_cache(job, trial, pretrained.model)
@@ -232,7 +232,8 @@ class Loaded:
         splits: list[Encoded] = []
         for rows, encoded in zip(self._rows(trial), (job.train, job.validation), strict=True):
             split = rows.split if isinstance(rows, Rewritten) else rows
-            name = (_name(rows), trial.model, trial.max_length, job.precision, blocks)
+            is_last = blocks == job.arch.blocks
+            name = (_name(rows), trial.model, trial.max_length, job.precision, blocks, is_last)
             if name not in self._with_states:
                 place = prefix_cache.Place(
                     folder=self._cache / "states",
