@@ -58,10 +58,10 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from finetune_sweep.train import adapters, layers, strategies
+    from finetune_sweep.train import adapters, conflicts, layers, strategies
 
     pretrained = Loaded(plan).pretrained(trial.model)
-    new, arch = pretrained.new_parameters, pretrained.arch.without(trial.training.drop_layers)
+    arch, new = conflicts.resolve(trial.training, pretrained.arch)[0], pretrained.new_parameters
     model = strategies.prepare(pretrained.model, new, trial.training, arch, trial.depth, trial.seed)
     live = layers.changed_tensors(model, arch, trial.depth)
     try:
@@ -70,7 +70,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
         raise StorageError(f"{checkpoint / CHANGED_TENSORS} cannot be read: {error}") from None
     shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, stored)]
     odd = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
-    odd |= set(new) - live.keys()
+    odd |= {name for name, _ in model.named_parameters()} & set(new) - live.keys()
     if odd:
         raise StorageError(
             f"{checkpoint} holds other tensors than training changes; {len(odd)} differ, as {min(odd)}"
@@ -142,11 +142,17 @@ def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
     """
     import transformers
 
+    from finetune_sweep.train import pooling
+
     auto = getattr(transformers, TASKS[plan.sweep.task].auto_model)
     with quiet_loading():
         model: PreTrainedModel
         model, info = auto.from_pretrained(
-            str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True
+            str(folder),
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=pooling.has_code(folder),
         )
     wrong = {reason: names for reason, names in info.items() if names}
     if wrong:

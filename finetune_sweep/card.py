@@ -261,13 +261,17 @@ def _loading(evidence: Evidence) -> str:
     if task.pipeline == "text-classification":
         call += f", truncation=True, max_length={length}"
     classes = ", ".join(f"`{cell(name)}`" for name in evidence.plan.classes)
+    settings, trust = evidence.trial.training, ""
+    if {settings.head, settings.pooling} != {"default"}:
+        trust = ", trust_remote_code=True"
+        cut = f"Its head needs code that lies beside the weights, in `pooled.py`. {cut}"
     return f"""\
 From the folder that holds this one:
 
 ```python
 from transformers import {processor}, {auto}, pipeline
 
-model = {auto}.from_pretrained("./best")
+model = {auto}.from_pretrained("./best"{trust})
 {argument} = {processor}.from_pretrained("./best")
 predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
 print(predict({call}))

@@ -27,7 +27,7 @@ class Trained:
         padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
         cache: What is kept of its frozen blocks, in a word.
         dropped: Blocks that are left out.
-        rank: Of the adapters that are trained in the place of the blocks' weights; 0 where these are.
+        adapters: Rank and place of the adapters that are trained instead of the blocks' weights; empty without any.
     """
 
     model: str
@@ -39,13 +39,13 @@ class Trained:
     padded: bool
     cache: str
     dropped: int = 0
-    rank: int = 0
+    adapters: str = ""
 
     @property
     def title(self) -> str:
         """The settings that decide it."""
         dropped = f", drop_layers {self.dropped}" if self.dropped else ""
-        return f"freeze_depth {self.depth}{dropped}{f', lora.r {self.rank}' if self.rank else ''}"
+        return f"freeze_depth {self.depth}{dropped}{f', lora {self.adapters}' if self.adapters else ''}"
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
@@ -247,7 +247,7 @@ def _trained(plan: Plan) -> Iterator[Trained]:
         (t.model, *trainable.deciding(t.training), _order(t.depth)): (t.depth, t.training)
         for t in plan.trials
     }
-    for (model, dropped, *_), (depth, settings) in sorted(kinds.items(), key=lambda item: item[0]):
+    for (model, dropped, _, adapted, _), (depth, settings) in sorted(kinds.items(), key=lambda item: item[0]):
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
         arch = architecture.describe(weights.read_config(folder)).without(dropped)
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
@@ -255,8 +255,8 @@ def _trained(plan: Plan) -> Iterator[Trained]:
         frozen = 0 if depth == "embeddings" else depth
         cache = _cached(plan, arch, depth)
         is_padded = not (arch.can_pack and TASKS[plan.sweep.task].packs)
-        rank, opened = settings.lora.r if settings.lora else 0, arch.blocks - frozen
-        yield Trained(model, depth, arch.blocks, opened, total, trained, is_padded, cache, dropped, rank)
+        opened = arch.blocks - frozen
+        yield Trained(model, depth, arch.blocks, opened, total, trained, is_padded, cache, dropped, adapted)
 
 
 def _cached(plan: Plan, arch: architecture.Architecture, depth: Depth) -> str:

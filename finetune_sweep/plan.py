@@ -10,13 +10,13 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import LAYER_SETTINGS, Training
-from finetune_sweep.space import Config, Space, allows, endpoints, is_active
+from finetune_sweep.space import Config, Space, allows, endpoints
 from finetune_sweep.space_cells import grid, sample
 from finetune_sweep.spec import Grid, Random, Sweep, Tpe
 from finetune_sweep.sweepfile import training_of
@@ -26,7 +26,6 @@ from finetune_sweep.yamlio import Value
 if TYPE_CHECKING:
     from finetune_sweep.train.architecture import Architecture
 
-_MOST_CELLS: Final = 10_000
 Hardware = tuple[str, str]
 """A device (`cuda`, `mps`, `cpu`) and the precision that `auto` means on it (`fp32`, `bf16`)."""
 
@@ -201,44 +200,9 @@ def _layer_problems(sweep: Sweep, model: str) -> list[Problem]:
     """Settings of layers that a model cannot have together: the first problem of each setting."""
     from finetune_sweep.train import conflicts, weights
 
-    arch = _architecture(model, sweep.cache)
     names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
-    found: dict[str, Problem] = {}
-    for config in _layer_cells(sweep.space, model):
-        try:
-            conflicts.check(training_of(sweep, config), arch, names)
-        except UserError as error:
-            for problem in error.problems:
-                path = _path(sweep.space, problem.path or "freeze_depth")
-                message = problem.message + _remedy(sweep.space, problem.path, config)
-                found.setdefault(path, Problem(message, path))
-    return list(found.values())
-
-
-def _layer_cells(space: Space, model: str) -> Iterator[Config]:
-    """What the settings of layers can be together, with what they depend on: of a range, its ends."""
-    wanted = set(LAYER_SETTINGS)
-    dimensions = [dim for dim in space.dimensions if dim.name.partition(".")[0] in wanted]
-    needed = wanted.union(*(dim.when for dim in dimensions), {"model"})
-    chosen = [dim for dim in space.dimensions if dim.name.partition(".")[0] in needed]
-    cells: list[Config] = [{}]
-    for dim in chosen:
-        values = [model] if dim.name == "model" else endpoints(dim.domain)
-        cells = [
-            {**cell, **({dim.name: value} if value is not None else {})}
-            for cell in cells
-            for value in (values if is_active(dim, cell) else [None])
-        ][:_MOST_CELLS]
-    yield from cells
-
-
-def _remedy(space: Space, setting: str, config: Config) -> str:
-    """How a searched setting keeps away from the values of others that it does not go with."""
-    others = {n: v for n, v in config.items() if n in LAYER_SETTINGS and n != setting}
-    if not _searched(space, setting) or not others:
-        return ""
-    beside = ", ".join(f"{name} {value}" for name, value in others.items())
-    return f" (beside {beside}; `when: {{{next(iter(others))}: [...]}}` can keep them apart)"
+    found = conflicts.problems(sweep, model, _architecture(model, sweep.cache), names)
+    return [replace(problem, path=_path(sweep.space, problem.path)) for problem in found]
 
 
 def _path(space: Space, setting: str) -> str:

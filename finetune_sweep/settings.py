@@ -205,6 +205,8 @@ LAYER_SETTINGS: Final = (
     "reinit_layers",
     "reinit_pooler",
     "shrink_perturb",
+    "pooling",
+    "head",
     "lora",
 )
 """Those that are checked against the model's blocks, and against each other."""
@@ -231,6 +233,12 @@ class Training(Model):
     shrink_perturb: float = Field(1.0, gt=0, le=1, json_schema_extra=IN_KEY)
     """Each pretrained weight that is trained starts as this part of it, and the rest of a newly drawn one (Ash & Adams
     2020); 1 leaves it."""
+    pooling: Literal["default", "cls", "mean", "max"] = Field("default", json_schema_extra=IN_KEY)
+    """What the head reads of a text: the state of its first token, the mean or the maximum over all; `default` is the
+    model's own way."""
+    head: Literal["default", "linear", "mlp"] = Field("default", json_schema_extra=IN_KEY)
+    """What makes logits of that: one layer, or two with a tanh between; `default` is the model's own head, or `linear`
+    beside a `pooling`."""
     lora: Lora | None = Field(None, json_schema_extra=IN_KEY)
     """Low-rank adapters in the place of the pretrained weights; `null` trains these."""
     weight_decay: float = Field(0.01, ge=0, le=10, json_schema_extra=IN_KEY)

@@ -57,6 +57,8 @@ ORDER = (
     "finetune_sweep.train.architecture",
     "finetune_sweep.train.conflicts",
     "finetune_sweep.train.trainable",
+    "finetune_sweep.train.pooled",
+    "finetune_sweep.train.pooling",
     "finetune_sweep.train.adapters",
     "finetune_sweep.train.layers",
     "finetune_sweep.train.optim",

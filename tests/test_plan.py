@@ -213,8 +213,11 @@ def test_the_outlook_counts_what_is_left_and_what_is_adapted(write_sweep: WriteS
         counts[("freeze_depth 0, drop_layers 1", 1)],
     )
     assert none == none_too == 0
-    assert counts[("freeze_depth embeddings, lora.r 2", 2)] == (2 * 128 + 272, whole - 272)
-    assert counts[("freeze_depth embeddings, drop_layers 1, lora.r 2", 1)] == (128 + 272, shorter - 272)
+    assert counts[("freeze_depth embeddings, lora r 2 attention", 2)] == (2 * 128 + 272, whole - 272)
+    assert counts[("freeze_depth embeddings, drop_layers 1, lora r 2 attention", 1)] == (
+        128 + 272,
+        shorter - 272,
+    )
     assert seen.disk.kept > 0
 
 

@@ -147,7 +147,7 @@ BAD = {
     ),
     "a dimension that is no setting of training": (
         space("seed: [0, 1]"),
-        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, drop_layers, reinit_layers, reinit_pooler, shrink_perturb, lora, lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, drop_layers, reinit_layers, reinit_pooler, shrink_perturb, pooling, head, lora, lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
     ),
     "condition on an unknown dimension": (
         space("epochs: {values: [1], when: {freeze_depth: [0]}}"),
@@ -184,6 +184,14 @@ BAD = {
     "no block to adapt": (
         training("lora: {r: 4}\n  freeze_depth: all"),
         "bad.yaml:13: training.lora: lora r 4: no block of minilm-l6 is left to adapt, as freeze_depth is all and reinit_layers 0; freeze or erase less, or leave lora out",
+    ),
+    "a pooler that another head does not read": (
+        training("reinit_pooler: true\n  pooling: mean"),
+        "bad.yaml:13: training.reinit_pooler: reinit_pooler true: minilm-l6 has no pretrained pooler that this training would use, so there is nothing to erase; write false",
+    ),
+    "weakening of what LoRA does not train": (
+        training("shrink_perturb: 0.5\n  lora: {r: 4}"),
+        "bad.yaml:13: training.shrink_perturb: shrink_perturb 0.5: lora does not train the pretrained weights, so weakened they would stay; write 1, or leave lora out",
     ),
     "adapters of no rank": (
         training("lora: {r: 0}"),

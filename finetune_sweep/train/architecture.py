@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import prod
-from typing import Literal
+from typing import Final, Literal
 
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.train.families import FAMILIES, Family
 
+POOLED: Final = "finetune_sweep_pooled"
+"""The type of models whose head was replaced; the configuration of the pretrained one lies in theirs as `body`."""
 Part = int | Literal["embeddings", "head"]
 Depth = int | Literal["embeddings"]
 
@@ -31,6 +33,7 @@ class Architecture:
         width: The size of the states between blocks; 0 if the configuration does not tell it.
         lists: How many blocks each list of them has: of encoder and decoder, or of each stage; one if there is one.
         shared: How many blocks in a row have one set of weights.
+        own_head: Whether its head is the one that its family has.
     """
 
     model_type: str
@@ -39,6 +42,7 @@ class Architecture:
     width: int = 0
     lists: tuple[int, ...] = ()
     shared: int = 1
+    own_head: bool = True
 
     @property
     def family(self) -> Family:
@@ -48,7 +52,7 @@ class Architecture:
     @property
     def can_pack(self) -> bool:
         """Whether texts can be computed without padding between them."""
-        return bool(self.family.head) and self.width > 0
+        return bool(self.family.head) and self.width > 0 and self.own_head
 
     @property
     def droppable(self) -> int:
@@ -126,6 +130,8 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
         raise UserError(
             f"{subject}config.json has no model_type, so embeddings, blocks and head cannot be told apart"
         )
+    if model_type == POOLED and isinstance(body := config.get("body"), Mapping):
+        return replace(describe(body, name), own_head=False)
     if model_type not in FAMILIES:
         raise UserError(
             f"{subject}where embeddings, blocks and head lie in a model of type '{model_type}' is not known; "

@@ -39,6 +39,7 @@ class Family:
         formerly: How ``blocks`` is called in files of older versions, where that differs.
         groups: The key that tells how many sets of weights the blocks share, where they do.
         undroppable: Why no block can be left out; empty where it can.
+        pools: Whether its states are one for each token of a text, so that another head can pool them.
         adapted: The ends of the names of the linear layers that LoRA adapts by default: query and value.
     """
 
@@ -58,6 +59,7 @@ class Family:
     formerly: str = ""
     groups: str = ""
     undroppable: str = ""
+    pools: bool = True
     adapted: tuple[str, ...] = ("query", "value")
 
     @cached_property
@@ -154,6 +156,7 @@ _T5: Final = Family(
     closing=("decoder.final_layer_norm",),
     between=(("encoder.final_layer_norm", "last"),),
     adapted=("q", "v"),
+    pools=False,
 )
 _BART: Final = Family(
     prefix="model",
@@ -172,6 +175,7 @@ _BART: Final = Family(
     decoder="decoder.layers",
     decoder_count="decoder_layers",
     adapted=("q_proj", "v_proj", "query", "value"),
+    pools=False,
 )
 _VIT: Final = Family(
     prefix="vit",
@@ -180,6 +184,7 @@ _VIT: Final = Family(
     formerly="encoder.layer",
     closing=("layernorm",),
     adapted=("q_proj", "v_proj", "query", "value"),
+    pools=False,
 )
 _SWIN: Final = Family(
     prefix="swin",
@@ -189,6 +194,7 @@ _SWIN: Final = Family(
     closing=("layernorm",),
     between=(("encoder.layers.*.downsample", "last"),),
     adapted=("q_proj", "v_proj", "query", "value"),
+    pools=False,
 )
 _CONVNEXT: Final = Family(
     prefix="convnext",
@@ -198,6 +204,7 @@ _CONVNEXT: Final = Family(
     closing=("layernorm",),
     between=(("encoder.stages.*.downsampling_layer", "first"),),
     adapted=("pwconv1", "pwconv2"),
+    pools=False,
 )
 _DINOV2: Final = Family(
     prefix="dinov2",
@@ -205,6 +212,7 @@ _DINOV2: Final = Family(
     blocks="encoder.layer",
     closing=("layernorm",),
     adapted=("q_proj", "v_proj", "query", "value"),
+    pools=False,
 )
 _YOLOS: Final = Family(
     prefix="vit",
@@ -212,6 +220,7 @@ _YOLOS: Final = Family(
     blocks="encoder.layer",
     closing=("layernorm",),
     undroppable="it has position embeddings for the place after each block",
+    pools=False,
 )
 
 FAMILIES: Final[Mapping[str, Family]] = {

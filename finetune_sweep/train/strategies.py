@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from finetune_sweep.settings import Training
-from finetune_sweep.train import adapters, layers, trainable
+from finetune_sweep.train import adapters, layers, pooling, trainable
 from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.pooled import PooledClassifier
 from finetune_sweep.train.state import derive_seed
 
 if TYPE_CHECKING:
@@ -155,6 +156,15 @@ def shrink_perturb(subject: Subject, settings: Training) -> None:
             drawn.mul_(1 - part).add_(weights.to(drawn.device), alpha=part)
 
 
+def replace_head(subject: Subject, settings: Training) -> None:
+    """Puts another head in the place of the model's own, and of its pooler, with new weights of the trial's seed."""
+    if isinstance(subject.model, PooledClassifier):
+        return  # one function obeys both settings
+    subject.model = pooling.with_head(subject.model, subject.arch, settings.pooling, settings.head)
+    subject.new = {name for name, _ in subject.model.named_parameters() if name.startswith("head.")}
+    subject.draw(subject.new, "head")
+
+
 def lora(subject: Subject, settings: Training) -> None:
     """Puts adapters into the open blocks, but those that have new weights (Hu et al. 2022)."""
     shapes = {name: tuple(parameter.shape) for name, parameter in subject.model.named_parameters()}
@@ -165,6 +175,8 @@ def lora(subject: Subject, settings: Training) -> None:
 
 STRATEGIES: Final[Mapping[str, Strategy]] = {
     "drop_layers": drop_layers,
+    "pooling": replace_head,
+    "head": replace_head,
     "reinit_layers": reinit_layers,
     "reinit_pooler": reinit_pooler,
     "shrink_perturb": shrink_perturb,

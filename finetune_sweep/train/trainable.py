@@ -16,7 +16,7 @@ def deciding(settings: Training) -> tuple[int, int, str]:
     """What of the settings decides, beside the model and its depth, how much is trained."""
     if settings.lora is None:
         return settings.drop_layers, 0, ""
-    return settings.drop_layers, settings.reinit_layers, f"{settings.lora.r} {settings.lora.target_modules}"
+    return settings.drop_layers, settings.reinit_layers, f"r {settings.lora.r} {settings.lora.target_modules}"
 
 
 def adapted_layers(

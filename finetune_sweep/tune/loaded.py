@@ -14,7 +14,7 @@ from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
 from finetune_sweep.tasks.loading import load_processor, pad_token_id
-from finetune_sweep.train import architecture, copies, robustness, weights
+from finetune_sweep.train import architecture, conflicts, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
 from finetune_sweep.train.similar import neighbours, read_synonyms
@@ -215,7 +215,7 @@ class Loaded:
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
             pad_token_id=pretrained.pad_token_id,
-            arch=pretrained.arch.without(trial.training.drop_layers),
+            arch=conflicts.resolve(trial.training, pretrained.arch)[0],
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
         return self._from_the_cache(job, trial, pretrained.model)

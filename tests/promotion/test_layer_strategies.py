@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
 from tests.promotion.finished_sweep import Trained, here, hold
+from tests.promotion.test_every_task import serve
 from tests.tasks.models import CASES
 
 SWEEP = """
@@ -72,6 +75,24 @@ def test_what_was_trained_is_promoted_as_a_plain_model(
     )
     assert model.config.num_hidden_layers == blocks
     assert not any(info.values())
+
+
+def test_another_head_is_promoted_with_its_code_loaded_by_the_lines_of_the_card_and_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = "{pooling: [mean], head: [mlp], drop_layers: [1], lora: [{r: 2}]}"
+    with hold(trained(space, tmp_path)) as opened:
+        opened.promote(here)  # verified, as above
+        lines = re.findall(r"```python\n(.*?)```", opened.card(), re.DOTALL)[0]
+        assert 'from_pretrained("./best", trust_remote_code=True)' in lines
+        assert {"pooled.py", "config.json"} <= {file.name for file in opened.layout.best.iterdir()}
+        monkeypatch.chdir(opened.layout.root)
+        names: dict[str, Any] = {}
+        exec(lines, names)  # noqa: S102 - our own card
+        assert len(names["predict"]("a b")) == 1
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            AutoModelForSequenceClassification.from_pretrained(opened.layout.best, trust_remote_code=False)
+        assert len(serve(opened)) == 1
 
 
 def test_trials_of_several_strategies_do_not_disturb_each_other_and_the_card_compares(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.settings import LAYER_SETTINGS, Training
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Ragged
 from finetune_sweep.tasks.image_classification import ImageClassification
-from finetune_sweep.train import adapters, strategies, weights
+from finetune_sweep.train import adapters, pooled, strategies, weights
 from finetune_sweep.train.architecture import Architecture, Part, describe
 from finetune_sweep.train.conflicts import check, resolve
 from finetune_sweep.train.families import FAMILIES
@@ -51,6 +51,8 @@ CASES: Mapping[str, dict[str, object]] = {
     "reinit_layers": {"reinit_layers": 1, "freeze_depth": "embeddings"},
     "reinit_pooler": {"reinit_pooler": True, "freeze_depth": "all"},
     "shrink_perturb": {"shrink_perturb": 0.5, "freeze_depth": 1},
+    "pooling": {"pooling": "mean", "freeze_depth": "embeddings"},
+    "head": {"head": "mlp", "freeze_depth": "all"},
     "lora": {"lora": {"r": 2, "lora_alpha": 4.0}, "freeze_depth": 1},
     "lora of all": {"lora": {"r": 2, "target_modules": "all-linear"}, "reinit_layers": 1},
     "together": {"drop_layers": 1, "reinit_layers": 1, "shrink_perturb": 0.8, "freeze_depth": "embeddings"},
@@ -66,7 +68,7 @@ IMPOSSIBLE: Mapping[str, dict[str, str]] = {
     "t5": {"drop_layers": "its last stack has 1; write 0", "together": "its last stack has 1; write 0"},
     "yolos": {"drop_layers": "position embeddings", "together": "position embeddings"},
 }
-"""What cannot be done with a model, and what is said of it. Besides, only BERT and ALBERT have pretrained poolers."""
+"""What cannot be done with the blocks of a model, and what is said of it."""
 UNUSED = {"dinov2": ("mask_token",), "yolos": ("bbox_predictor",)}
 """Parameters that these trainings give no gradient."""
 
@@ -173,8 +175,16 @@ def run(model_type: str, case: str) -> Run:
 
 
 def is_possible(model_type: str, case: str) -> bool:
-    has_pooler = case != "reinit_pooler" or model_type in {"bert", "albert"}
-    return has_pooler and case not in IMPOSSIBLE.get(model_type, {})
+    return not why_not(model_type, case)
+
+
+def why_not(model_type: str, case: str) -> str:
+    """What is said of a case that cannot be done with a model; empty where it can."""
+    if case == "reinit_pooler" and model_type not in {"bert", "albert"}:
+        return "has no pretrained pooler"
+    if case in {"pooling", "head"} and model_type in {"t5", "bart", *PICTURES}:
+        return f"the head of {model_type} cannot be replaced; write default, or take one of bert, roberta"
+    return IMPOSSIBLE.get(model_type, {}).get(case, "")
 
 
 EVERY = [(model, case) for model in MODELS for case in CASES if is_possible(model, case)]
@@ -191,8 +201,7 @@ def test_every_strategy_is_a_setting_and_has_a_case() -> None:
     [(model, case) for model in MODELS for case in CASES if (model, case) not in EVERY],
 )
 def test_what_cannot_be_done_is_refused(model_type: str, case: str) -> None:
-    expected = IMPOSSIBLE.get(model_type, {}).get(case, "has no pretrained pooler")
-    with pytest.raises(UserError, match=expected):
+    with pytest.raises(UserError, match=why_not(model_type, case)):
         job_of(pretrained(model_type), CASES[case])
 
 
@@ -207,8 +216,8 @@ def test_the_first_step_finds_changed_what_the_strategies_name_and_nothing_else(
     settings, job = found.job.settings, found.job
     drawn = job.arch.blocks - settings.reinit_layers
     for name, tensor in found.started.items():
-        if adapters.MARK in name:
-            continue
+        if name not in found.before:
+            continue  # what a strategy has put in
         part = found.part(name)
         is_named = name in found.new
         is_named |= isinstance(part, int) and part >= drawn
@@ -388,6 +397,22 @@ def test_a_model_without_its_last_block_says_what_its_first_block_said(
             expected = model.score(model.transformer.ln_f(state)[:, -1])
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
     assert len(list(model.parameters())) > len(list(shorter.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("first", [[1.0, 8.0], [5.0, 5.0]]),
+        ("last", [[3.0, 2.0], [7.0, 1.0]]),
+        ("mean", [[2.0, 5.0], [4.0, 4.0]]),
+        ("max", [[3.0, 8.0], [7.0, 6.0]]),
+    ],
+)
+def test_a_text_is_pooled_over_its_own_tokens(pooling: str, expected: list[list[float]]) -> None:
+    """Two texts, of two tokens and of three; what stands for padding would change every result but the first."""
+    states = torch.tensor([[[1, 8], [3, 2], [9, 9]], [[5, 5], [0, 6], [7, 1]]]).float()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert torch.equal(pooled.pool(states, mask, pooling), torch.tensor(expected))
 
 
 def test_the_example_of_the_guide_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
