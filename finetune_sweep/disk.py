@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.plan import Plan
-from finetune_sweep.train import architecture, trainable, weights
+from finetune_sweep.train import architecture, conflicts, trainable, weights
 
 _FLOAT_BYTES: Final = 4
 _COPIES_OF_THE_WINNER: Final = 2
@@ -48,13 +48,13 @@ def estimate(plan: Plan) -> DiskNeed:
         for t in plan.trials
     }
     # A search that learns from results has no trials yet: then all of a model may be trained.
-    whole_model = sweep.training.model_copy(update={"drop_layers": 0, "lora": None})
+    whole_model = sweep.training.model_copy(update={"drop_layers": 0, "lora": None, "freeze_depth": 0})
     runs = [(kind[0], kind[1], settings) for kind, settings in known.items()]
     runs = runs or [(model, 0, whole_model) for model in plan.models]
     kept, resumed, whole = [], [], []
     for model, depth, settings in runs:
         folder = weights.locate(model, Path(), Path(sweep.cache or ""))
-        arch = architecture.describe(weights.read_config(folder)).without(settings.drop_layers)
+        arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
         shapes = weights.parameter_shapes(folder)
         changed, total = trainable.count_trained(shapes, arch, depth, settings)
         kept.append(changed * _FLOAT_BYTES)

@@ -15,7 +15,7 @@ from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.train import architecture, trainable, weights
+from finetune_sweep.train import architecture, conflicts, trainable, weights
 from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
@@ -29,6 +29,7 @@ class Trained:
         cache: What is kept of its frozen blocks, in a word.
         dropped: Blocks that are left out.
         adapters: Rank and place of the adapters that are trained instead of the blocks' weights; empty without any.
+        own_head: Whether its head is that of its family, not another one of ours.
         phases: What is frozen in which epochs, where that changes.
     """
 
@@ -42,14 +43,15 @@ class Trained:
     cache: str
     dropped: int = 0
     adapters: str = ""
+    own_head: bool = True
+    phases: str = ""
 
     @property
     def title(self) -> str:
         """The settings that decide it."""
         dropped = f", drop_layers {self.dropped}" if self.dropped else ""
-        return f"freeze_depth {self.depth}{dropped}{f', lora {self.adapters}' if self.adapters else ''}"
-
-    phases: str = ""
+        head = "" if self.own_head else ", another head"
+        return f"freeze_depth {self.depth}{dropped}{f', lora {self.adapters}' if self.adapters else ''}{head}"
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
@@ -259,11 +261,11 @@ def _trained(plan: Plan) -> Iterator[Trained]:
         ): t
         for t in plan.trials
     }
-    for kind in sorted(kinds, key=lambda kind: kind[:5]):
-        trial, (model, dropped, _, adapted, *_) = kinds[kind], kind
+    for kind in sorted(kinds, key=lambda kind: kind[:6]):
+        trial, (model, dropped, own_head, _, adapted, *_) = kinds[kind], kind
         depth, settings = trial.depth, trial.training
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
-        arch = architecture.describe(weights.read_config(folder)).without(dropped)
+        arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
         trained, total = trainable.count_trained(shapes, arch, trial.opened, settings)
         frozen = 0 if trial.opened == "embeddings" else trial.opened
@@ -281,6 +283,7 @@ def _trained(plan: Plan) -> Iterator[Trained]:
             dropped=dropped,
             adapters=adapted,
             phases=f"freezes {steps}" if len(passed) > 1 else "",
+            own_head=own_head,
         )
 
 

@@ -272,6 +272,15 @@ def test_the_outlook_counts_what_is_left_and_what_is_adapted(write_sweep: WriteS
     assert seen.disk.kept > 0
 
 
+def test_the_outlook_says_that_another_head_is_padded_and_has_no_pooler(write_sweep: WriteSweep) -> None:
+    """The pooler of width 16 has 272 values."""
+    seen = outlook.look(planned(write_sweep(space="{pooling: [default, mean]}")), SweepRecord())
+    rows = {row.title: row for row in seen.trained}
+    own, other = rows["freeze_depth 0"], rows["freeze_depth 0, another head"]
+    assert (own.padded, other.padded) == (False, True)
+    assert own.parameters - other.parameters == 272
+
+
 def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None:
     made = planned(write_sweep(space="{lora.r: [0, 2], lora.target_modules: [attention, all-linear]}"))
     assert (len(made.trials), made.merged) == (3, 1)

@@ -12,11 +12,13 @@ from finetune_sweep.train.architecture import Architecture, Depth, is_dropped, i
 _NO_LAYER: Final = "relative_attention_bias"  # T5's table of positions has the shape of a linear layer
 
 
-def deciding(settings: Training) -> tuple[int, int, str]:
+def deciding(settings: Training) -> tuple[int, bool, int, str]:
     """What of the settings decides, beside the model and its depth, how much is trained."""
+    own_head = settings.head == settings.pooling == "default"
     if settings.lora is None:
-        return settings.drop_layers, 0, ""
-    return settings.drop_layers, settings.reinit_layers, f"r {settings.lora.r} {settings.lora.target_modules}"
+        return settings.drop_layers, own_head, 0, ""
+    adapters = f"r {settings.lora.r} {settings.lora.target_modules}"
+    return settings.drop_layers, own_head, settings.reinit_layers, adapters
 
 
 def adapted_layers(
@@ -57,6 +59,8 @@ def count_trained(
     Returns:
         Number of trained values, and of all values of the model with its adapters.
     """
+    pooler = () if arch.own_head else ("pooler.", f"{arch.family.prefix}.pooler.")
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith(pooler)}
     trained, total = trained_parameters(shapes, arch, depth)
     if settings.lora is None:
         return trained, total
