@@ -63,7 +63,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "shared.weight": "embeddings",
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": 0,
         "encoder.block.1.layer.1.DenseReluDense.wi.weight": 1,
-        "encoder.final_layer_norm.weight": "head",
+        "encoder.final_layer_norm.weight": 1,
         "decoder.block.0.layer.1.EncDecAttention.q.weight": 2,
         "decoder.block.2.layer.0.SelfAttention.q.weight": 4,
         "decoder.final_layer_norm.weight": "head",
@@ -93,7 +93,7 @@ MODELS = {"t5": t5, "bart": bart, "encoder-decoder": two_berts}
 def test_blocks_are_counted_from_the_encoder_to_the_decoder(model_type: str) -> None:
     model = MODELS[model_type]()
     arch = describe(model.config.to_dict())
-    assert (arch.blocks, arch.decoder_blocks, arch.width, arch.can_pack) == (5, 3, 8, False)
+    assert (arch.blocks, arch.lists, arch.width, arch.can_pack) == (5, (2, 3), 8, False)
     names = {name for name, _ in model.named_parameters()}
     assert names >= PARTS[model_type].keys()
     assert {name: arch.part_of(name) for name in PARTS[model_type]} == PARTS[model_type]
