@@ -197,7 +197,7 @@ def _head_problem(settings: Training, left: Architecture, *, reads_one_state: bo
     name = _head_setting(settings)
     value = getattr(settings, name)
     if not reads_one_state:
-        return f"{name} {value}: only heads of text classification and text tagging can be replaced; write default"
+        return f"{name} {value}: only heads that read one state of a text can be replaced; write default"
     if not (left.family.pools and left.width):
         known = ", ".join(model_type for model_type, family in FAMILIES.items() if family.pools)
         return f"{name} {value}: the head of {left.name} cannot be replaced; write default, or take one of {known}"

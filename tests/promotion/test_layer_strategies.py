@@ -14,6 +14,7 @@ from finetune_sweep import yamlio
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import make_plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.train.weights import read_config
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import Assignment, run_unit
 from tests.promotion.finished_sweep import Trained, here, hold
@@ -22,7 +23,7 @@ from tests.tasks.models import CASES
 
 SWEEP = """
 name: tiny
-task: text-classification
+task: {task}
 model: ./model
 data: {{source: ./rows.parquet, max_length: 16, split: {{validation: 0.25, test: 0.25}}}}
 space: {space}
@@ -33,10 +34,10 @@ cache: ./cache
 """
 
 
-def trained(space: str, folder: Path) -> Trained:
-    CASES["text-classification"].model(folder / "model")
-    CASES["text-classification"].train.to_parquet(str(folder / "rows.parquet"))
-    (folder / "tiny.yaml").write_text(SWEEP.format(space=space))
+def trained(space: str, folder: Path, task: str = "text-classification") -> Trained:
+    CASES[task].model(folder / "model")
+    CASES[task].train.to_parquet(str(folder / "rows.parquet"))
+    (folder / "tiny.yaml").write_text(SWEEP.format(space=space, task=task))
     sweep = load_sweep(folder / "tiny.yaml")
     plan = make_plan(sweep)
     done = Trained(plan, Layout(Path(sweep.storage or ""), sweep.name))
@@ -77,11 +78,25 @@ def test_what_was_trained_is_promoted_as_a_plain_model(
     assert not any(info.values())
 
 
+@pytest.mark.parametrize(
+    "task", ["text-to-text", "causal-lm", "token-classification", "image-classification"]
+)
+def test_models_of_every_kind_of_task_are_promoted_without_a_block_and_with_adapters(
+    task: str, tmp_path: Path
+) -> None:
+    with hold(trained("{drop_layers: [1], lora: [{r: 2}]}", tmp_path, task)) as opened:
+        opened.promote(here)  # verified, as above
+        config = read_config(opened.layout.best)
+    blocks = [config[key] for key in ("num_hidden_layers", "n_layer", "num_decoder_layers") if key in config]
+    assert blocks == [1]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "text-regression"])
 def test_another_head_is_promoted_with_its_code_loaded_by_the_lines_of_the_card_and_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = "{pooling: [mean], head: [mlp], drop_layers: [1], lora: [{r: 2}]}"
-    with hold(trained(space, tmp_path)) as opened:
+    with hold(trained(space, tmp_path, task)) as opened:
         opened.promote(here)  # verified, as above
         lines = re.findall(r"```python\n(.*?)```", opened.card(), re.DOTALL)[0]
         assert 'from_pretrained("./best", trust_remote_code=True)' in lines

@@ -415,6 +415,22 @@ def test_a_text_is_pooled_over_its_own_tokens(pooling: str, expected: list[list[
     assert torch.equal(pooled.pool(states, mask, pooling), torch.tensor(expected))
 
 
+def test_another_head_reads_the_second_of_two_texts_as_such() -> None:
+    """The embeddings of types differ, so the mean over the states does where a token is of the second text."""
+    model = pretrained("bert")
+    settings = Training(pooling="mean")
+    arch, depth = resolve(settings, describe(model.config.to_dict()))
+    other: Any = prepare(model, (), settings, arch, depth, 0)
+    for each_model in (model, other):
+        nn.Module.eval(each_model)
+    ids, types = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[0, 0, 1, 1]])
+    with torch.no_grad():
+        found = other(ids, token_type_ids=types).logits
+        states = model.base_model(ids, token_type_ids=types).last_hidden_state
+        torch.testing.assert_close(found, other.head(states.mean(1)), rtol=0, atol=1e-6)
+        assert not torch.allclose(found, other(ids).logits)
+
+
 def test_the_example_of_the_guide_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks are executed: the field, the function and the line that docs/methods.md adds."""
     guide = (
