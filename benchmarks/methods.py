@@ -73,6 +73,15 @@ METHODS: Final[Mapping[str, Method]] = {
         on_many=True,
     ),
     "linear probe first": Method("linear_probe: {epochs: 1}", {"linear_probe": {"epochs": 1}}, on_many=True),
+    "dropped blocks": Method("drop_layers: 2", {"drop_layers": 2}),
+    "erased blocks": Method("reinit_layers: 1", {"reinit_layers": 1}),
+    "erased pooler": Method("reinit_pooler: true", {"reinit_pooler": True}),
+    "weakened": Method("shrink_perturb: 0.8", {"shrink_perturb": 0.8}),
+    "mean of the tokens": Method("pooling: mean", {"pooling": "mean"}),
+    "head of two layers": Method("head: mlp", {"head": "mlp"}),
+    "LoRA": Method(
+        "lora: {r: 8}, learning_rate: 1e-3", {"lora": {"r": 8}, "learning_rate": 1e-3}, on_many=True
+    ),
     "L2-SP": Method("l2_sp: 0.01", {"l2_sp": 0.01}),
     "layer-wise rates": Method("layerwise_lr_decay: 0.9", {"layerwise_lr_decay": 0.9}),
     "plateau": Method("lr_schedule: plateau, epochs: 12", {"lr_schedule": {"type": "plateau"}, "epochs": 12}),

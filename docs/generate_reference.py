@@ -95,6 +95,7 @@ RULES: Final[Mapping[type[BaseModel], str]] = {
         "`copies` must be above 0, and so must one of the rates; in a space, 0 for `copies` or for all rates is the"
         " same trial as no augmentation. `synonyms` needs a rate for `replacement` or `insertion`."
     ),
+    settings.Lora: "`r` must be above 0; in a space, 0 is the same trial as no `lora`, whatever its other settings.",
     settings.Linear: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     settings.Cosine: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     spec.Split: "`validation` and `test` together must be below 1.",

@@ -59,25 +59,28 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from finetune_sweep.train import layers
+    from finetune_sweep.train import adapters, conflicts, layers, strategies
 
     pretrained = Loaded(plan).pretrained(trial.model)
-    live = layers.changed_tensors(pretrained.model, pretrained.arch, trial.opened)
+    arch, new = conflicts.resolve(trial.training, pretrained.arch)[0], pretrained.new_parameters
+    model = strategies.prepare(pretrained.model, new, trial.training, arch, trial.opened, trial.seed)
+    live = layers.changed_tensors(model, arch, trial.opened)
     try:
         stored = load_file(checkpoint / CHANGED_TENSORS)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{checkpoint / CHANGED_TENSORS} cannot be read: {error}") from None
     shapes = [{name: tuple(t.shape) for name, t in tensors.items()} for tensors in (live, stored)]
     odd = {name for name, _ in shapes[0].items() ^ shapes[1].items()}
-    odd |= set(pretrained.new_parameters) - live.keys()
+    odd |= {name for name, _ in model.named_parameters()} & set(new) - live.keys()
     if odd:
         raise StorageError(
             f"{checkpoint} holds other tensors than training changes; {len(odd)} differ, as {min(odd)}"
         )
     for name, tensor in live.items():
         tensor.copy_(stored[name])
+    adapters.merge(model)
     with explained(target), quiet_loading():
-        pretrained.model.save_pretrained(target)
+        model.save_pretrained(target)
         load_processor(pretrained.folder).save_pretrained(target)
 
 
@@ -140,11 +143,17 @@ def load_as_user(folder: Path, plan: Plan) -> PreTrainedModel:
     """
     import transformers
 
+    from finetune_sweep.train import pooling
+
     auto = getattr(transformers, TASKS[plan.sweep.task].auto_model)
     with quiet_loading():
         model: PreTrainedModel
         model, info = auto.from_pretrained(
-            str(folder), output_loading_info=True, local_files_only=True, use_safetensors=True
+            str(folder),
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=pooling.has_code(folder),
         )
     wrong = {reason: names for reason, names in info.items() if names}
     if wrong:

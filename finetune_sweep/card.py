@@ -210,7 +210,8 @@ def _results(evidence: Evidence) -> list[str]:
     if evidence.test.baseline:
         split, columns = [*split, "test, baseline"], [*columns, evidence.test.baseline]
     rows = [(name, *(column.get(name, "") for column in columns)) for name in evidence.validation]
-    return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence)]
+    strategy = card_finalists.strategy(evidence.plan, evidence.record, evidence.trial)
+    return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence), strategy]
 
 
 def _meaning(evidence: Evidence) -> str:
@@ -269,13 +270,17 @@ written = model.generate(input_ids=given.input_ids, attention_mask=given.attenti
 print(tokenizer.decode(written[0], skip_special_tokens=True))"""
     names = evidence.plan.classes if _has_classes(evidence.plan) else ()
     classes = ", ".join(f"`{cell(name)}`" for name in names)
+    settings, trust = evidence.trial.training, ""
+    if {settings.head, settings.pooling} != {"default"}:
+        trust = ", trust_remote_code=True"
+        cut = f"Its head needs code that lies beside the weights, in `pooled.py`. {cut}"
     return f"""\
 From the folder that holds this one:
 
 ```python
 from transformers import {imported}
 
-model = {auto}.from_pretrained("./best")
+model = {auto}.from_pretrained("./best"{trust})
 {argument} = {processor}.from_pretrained("./best")
 {use}
 ```

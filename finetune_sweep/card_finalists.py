@@ -8,6 +8,8 @@ from finetune_sweep.markdown import table
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, measured
 from finetune_sweep.selection import expected_best
+from finetune_sweep.settings import LAYER_SETTINGS, Model, Training
+from finetune_sweep.trial import Trial
 
 _HOUR_S = 3600
 
@@ -50,6 +52,50 @@ def _paragraphs(plan: Plan, record: SweepRecord) -> Iterator[str]:
         yield f"Not compared, as a run failed or diverged: {names}."
     if plan.sweep.search.type == "random":
         yield _more_trials(plan, record)
+
+
+def strategy(plan: Plan, record: SweepRecord, trial: Trial) -> str:
+    """What was done to the pretrained blocks, by how much that won, and whether it is more than noise."""
+    default = Training()
+    chosen = [
+        f"`{name}` {_written(getattr(trial.training, name))}"
+        for name in LAYER_SETTINGS
+        if getattr(trial.training, name) != getattr(default, name)
+    ]
+    what = ", ".join(chosen) or "nothing: all blocks were trained as they were pretrained"
+    text = f"**What was done to the pretrained blocks.** {what[0].upper()}{what[1:]}."
+    if len({_layers(other.training) for other in plan.trials}) == 1:
+        return text
+    groups = [{run.key for run in runs} for runs in record.runs().values()]
+    decided = record.decided
+    has_won = decided is not None and any({trial.key, decided.winner} <= keys for keys in groups)
+    return f"{text} {decided.sentence if decided and has_won else _by_chance(plan, record, trial)}"
+
+
+def _by_chance(plan: Plan, record: SweepRecord, trial: Trial) -> str:
+    """How far ahead a strategy is of the best trial with another one, which one seed cannot tell from luck."""
+    own = {other.key: _layers(other.training) for other in plan.trials}
+    mine = record.trials[trial.key].score
+    others = [
+        t for t in record.ranking() if own.get(t.key, _layers(trial.training)) != _layers(trial.training)
+    ]
+    if mine is None or not others or others[0].score is None:
+        return "No trial with another strategy has a result to compare it with."
+    return (
+        f"It differs by {mine - others[0].score:+.4f} in {plan.sweep.metric.name} from the best trial with another"
+        f" strategy ({others[0].planned.label}). That is one seed each, so it may be noise:"
+        " `selection: {finalists: 3}` would tell."
+    )
+
+
+def _layers(training: Training) -> tuple[str, ...]:
+    return tuple(_written(getattr(training, name)) for name in LAYER_SETTINGS)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, Model):
+        return ", ".join(f"{name} {inner}" for name, inner in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _label(record: SweepRecord, name: str) -> str:

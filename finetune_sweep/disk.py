@@ -9,7 +9,7 @@ from typing import Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.plan import Plan
-from finetune_sweep.train import architecture, weights
+from finetune_sweep.train import architecture, conflicts, trainable, weights
 
 _FLOAT_BYTES: Final = 4
 _COPIES_OF_THE_WINNER: Final = 2
@@ -43,16 +43,22 @@ class DiskNeed:
 def estimate(plan: Plan) -> DiskNeed:
     """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
     sweep = plan.sweep
-    known = {(trial.model, trial.opened, trial.training.optimizer) for trial in plan.trials}
+    known = {
+        (t.model, t.opened, t.training.optimizer, *trainable.deciding(t.training)): t.training
+        for t in plan.trials
+    }
     # A search that learns from results has no trials yet: then all of a model may be trained.
-    runs = known or {(model, 0, sweep.training.optimizer) for model in plan.models}
+    whole_model = sweep.training.model_copy(update={"drop_layers": 0, "lora": None, "freeze_depth": 0})
+    runs = [(kind[0], kind[1], settings) for kind, settings in known.items()]
+    runs = runs or [(model, 0, whole_model) for model in plan.models]
     kept, resumed, whole = [], [], []
-    for model, depth, optimizer in runs:
+    for model, depth, settings in runs:
         folder = weights.locate(model, Path(), Path(sweep.cache or ""))
-        arch = architecture.describe(weights.read_config(folder))
-        changed, total = architecture.trained_parameters(weights.parameter_shapes(folder), arch, depth)
+        arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
+        shapes = weights.parameter_shapes(folder)
+        changed, total = trainable.count_trained(shapes, arch, depth, settings)
         kept.append(changed * _FLOAT_BYTES)
-        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[optimizer])
+        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[settings.optimizer])
         whole.append(total * _FLOAT_BYTES)
     return DiskNeed(
         least=min(kept) + min(whole),

@@ -34,6 +34,8 @@ NONE: Final = FinalistsPlanned("", {})
 """Nobody is run again."""
 _SEED_BYTES: Final = 4
 _FROZEN_COST: Final = 0.6
+_DROPPED_COST: Final = 11 / 12
+"""Of a training with one block less, in a model of usual size: a smaller one is cheaper, and so taken if as good."""
 
 
 def fresh_seeds(seed: int, count: int) -> tuple[int, ...]:
@@ -169,6 +171,7 @@ def _candidate(
     label = record.trials[name].planned.label if name in record.trials else BASELINE
     frozen = params["freeze_depth"] != 0
     cost = int(str(params["epochs"])) * (_FROZEN_COST if frozen else 1.0)
+    cost *= _DROPPED_COST ** int(str(params.get("drop_layers", 0)))
     scale = f"{params['model']} {params['data.max_length']}"
     said = [read_predictions(layout, run.key, run.best_epoch or 0) for run in runs]
     return Candidate(name, label, runs_of(plan, said), cost, scale)

@@ -15,7 +15,7 @@ from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.train import architecture, weights
+from finetune_sweep.train import architecture, conflicts, trainable, weights
 from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
@@ -27,6 +27,9 @@ class Trained:
     Attributes:
         padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
         cache: What is kept of its frozen blocks, in a word.
+        dropped: Blocks that are left out.
+        adapters: Rank and place of the adapters that are trained instead of the blocks' weights; empty without any.
+        own_head: Whether its head is that of its family, not another one of ours.
         phases: What is frozen in which epochs, where that changes.
     """
 
@@ -38,7 +41,17 @@ class Trained:
     parameters_trained: int
     padded: bool
     cache: str
+    dropped: int = 0
+    adapters: str = ""
+    own_head: bool = True
     phases: str = ""
+
+    @property
+    def title(self) -> str:
+        """The settings that decide it."""
+        dropped = f", drop_layers {self.dropped}" if self.dropped else ""
+        head = "" if self.own_head else ", another head"
+        return f"freeze_depth {self.depth}{dropped}{f', lora {self.adapters}' if self.adapters else ''}{head}"
 
     def __str__(self) -> str:
         millions, of = self.parameters_trained / 1e6, self.parameters / 1e6
@@ -61,7 +74,7 @@ class Outlook:
         epochs: Epochs that they train.
         epochs_apart: Epochs that the missing trials would train one by one.
         epochs_shareable: Epochs that each schedule that shares would train; empty where none that shares nothing is.
-        trained: One row for each model and freeze depth.
+        trained: One row for each model, number of dropped blocks and freeze depth.
         disk: What it writes into the storage.
         final_runs: Runs on fresh seeds, of the finalists and the baseline; 0 if there are none.
         final_epochs: Epochs that these train at most.
@@ -139,7 +152,7 @@ class Outlook:
         yield "trainings", self._sharing()
         yield from self._final_lines()
         for row in self.trained:
-            yield f"freeze_depth {row.depth}", f"{Path(row.model).name}: {row}"
+            yield row.title, f"{Path(row.model).name}: {row}"
         yield "computes on", f"{plan.device}, {plan.precision} where precision is auto"
         yield "storage", f"{sweep.storage}/{sweep.name}"
         yield "disk", str(self.disk)
@@ -241,27 +254,37 @@ def _trained(plan: Plan) -> Iterator[Trained]:
     kinds = {
         (
             t.model,
-            t.depth,
+            *trainable.deciding(t.training),
+            _order(t.depth),
             t.training.unfreeze,
             t.training.linear_probe,
             t.training.adversarial_epsilon > 0,
         ): t
         for t in plan.trials
     }
-    for kind in sorted(kinds, key=lambda kind: (kind[0], _order(kind[1]))):
-        trial, (model, depth, *_) = kinds[kind], kind
+    for kind in sorted(kinds, key=lambda kind: kind[:6]):
+        trial, (model, dropped, own_head, _, adapted, *_) = kinds[kind], kind
+        depth, settings = trial.depth, trial.training
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
-        arch = architecture.describe(weights.read_config(folder))
+        arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
         shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
-        trained, total = architecture.trained_parameters(shapes, arch, trial.opened)
+        trained, total = trainable.count_trained(shapes, arch, trial.opened, settings)
         frozen = 0 if trial.opened == "embeddings" else trial.opened
-        passed = phases(trial.training, depth, arch.blocks)
-        cache = _cached(plan, arch, trial, [phase.depth for phase in passed])
-        is_padded = not (arch.can_pack and TASKS[plan.sweep.task].packs)
+        passed = phases(settings, depth, arch.blocks)
         steps = ", ".join(f"{phase.depth} from epoch {phase.first_epoch}" for phase in passed)
-        steps = f"freezes {steps}" if len(passed) > 1 else ""
         yield Trained(
-            model, depth, arch.blocks, arch.blocks - frozen, total, trained, is_padded, cache, steps
+            model=model,
+            depth=depth,
+            blocks=arch.blocks,
+            blocks_trained=arch.blocks - frozen,
+            parameters=total,
+            parameters_trained=trained,
+            padded=not (arch.can_pack and TASKS[plan.sweep.task].packs),
+            cache=_cached(plan, arch, trial, [phase.depth for phase in passed]),
+            dropped=dropped,
+            adapters=adapted,
+            phases=f"freezes {steps}" if len(passed) > 1 else "",
+            own_head=own_head,
         )
 
 

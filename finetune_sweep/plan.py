@@ -16,12 +16,12 @@ from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
 from finetune_sweep.phases import opened
 from finetune_sweep.record import SweepRecord
-from finetune_sweep.settings import Training
+from finetune_sweep.settings import LAYER_SETTINGS, Training
 from finetune_sweep.space import Config, Space, allows, endpoints
 from finetune_sweep.space_cells import grid, sample
 from finetune_sweep.spec import Grid, Random, Sweep, Tpe
 from finetune_sweep.sweepfile import training_of
-from finetune_sweep.trial import Depth, Identity, Trial, WorkUnit, work_units
+from finetune_sweep.trial import Identity, Trial, WorkUnit, work_units
 from finetune_sweep.yamlio import Value
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Plan:
             UserError: If its values do not go together.
         """
         from finetune_sweep.tasks import TASKS
-        from finetune_sweep.train import effect
+        from finetune_sweep.train import conflicts, effect
 
         sweep = self.sweep
         seed = sweep.seed if seed is None else seed
@@ -79,11 +79,10 @@ class Plan:
         training = effect.effective(sweep, model, training_of(sweep, config))
         if training.precision == "auto":
             training = training.model_copy(update={"precision": self.precision})
-        arch = _architecture(model, sweep.cache)
-        depth = _resolve_depth(training.freeze_depth, arch)
+        whole = _architecture(model, sweep.cache)
+        arch, depth = conflicts.resolve(training, whole)
         if training.unfreeze is not None:
-            to_depth = _resolve_depth(training.unfreeze.to_depth, arch)
-            opening = training.unfreeze.model_copy(update={"to_depth": to_depth})
+            opening = training.unfreeze.model_copy(update={"to_depth": conflicts.opened(training, whole)})
             training = training.model_copy(update={"unfreeze": opening})
         identity = Identity(
             sweep.task,
@@ -190,7 +189,6 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
     """A model that is not there, and a depth or a length that one of the models does not have."""
     from finetune_sweep.train import architecture, weights
 
-    depths = _values(sweep.space, "freeze_depth", sweep.training.freeze_depth)
     opening = sweep.training.unfreeze
     to_depths = _values(sweep.space, "unfreeze.to_depth", opening.to_depth if opening else 0)
     lengths = _values(sweep.space, "data.max_length", sweep.data.max_length)
@@ -199,12 +197,10 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
         setting = "model"
         try:
             config = weights.read_config(weights.locate(model, Path(), Path(sweep.cache or "")))
-            setting = "freeze_depth"
-            for depth in depths:
-                _resolve_depth(depth, _architecture(model, sweep.cache))
+            problems += _layer_problems(sweep, model)
             setting = "unfreeze.to_depth"
-            for depth in to_depths:
-                _resolve_depth(depth, _architecture(model, sweep.cache))
+            for depth in (depth for depth in to_depths if isinstance(depth, int | str)):
+                architecture.resolve_depth(depth, _architecture(model, sweep.cache))
             setting = "data.max_length"
             architecture.check_length(config, max(int(str(length)) for length in lengths), _short(model))
         except UserError as error:
@@ -213,11 +209,20 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
     return problems
 
 
+def _layer_problems(sweep: Sweep, model: str) -> list[Problem]:
+    """Settings of layers that a model cannot have together: the first problem of each setting."""
+    from finetune_sweep.train import conflicts, weights
+
+    names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
+    found = conflicts.problems(sweep, model, _architecture(model, sweep.cache), names)
+    return [replace(problem, path=_path(sweep.space, problem.path)) for problem in found]
+
+
 def _path(space: Space, setting: str) -> str:
     """Where a setting stands in the file."""
     if _searched(space, setting):
         return f"space.{setting}"
-    return f"training.{setting}" if setting.endswith("depth") else setting
+    return f"training.{setting}" if setting in {*LAYER_SETTINGS, "unfreeze.to_depth"} else setting
 
 
 def _short(model: str) -> str:
@@ -243,14 +248,6 @@ def _architecture(model: str, cache: str | None) -> Architecture:
 
     folder = weights.locate(model, Path(), Path(cache or ""))
     return architecture.describe(weights.read_config(folder), _short(model))
-
-
-def _resolve_depth(depth: Value, arch: Architecture) -> Depth:
-    from finetune_sweep.train import architecture
-
-    if not isinstance(depth, int | str):
-        raise UserError(f"freeze_depth must be a number or a text, got {depth!r}")
-    return architecture.resolve_depth(depth, arch)
 
 
 # ----------------------------------------------------------------------------------------------- expanding

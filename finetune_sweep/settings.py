@@ -216,6 +216,42 @@ AUGMENT_RATES: Final = ("replacement", "insertion", "swap", "deletion", "punctua
 """The changes of `Augment`, in their order."""
 
 
+class Lora(Model):
+    """Small matrices beside the pretrained ones are trained in their place (Hu et al. 2022).
+
+    A weight W of an adapted layer becomes W + lora_alpha / r * B A, with A of r rows and B of r columns. Blocks that
+    start from new weights, and the head, are trained whole; embeddings are not trained. Promotion adds the matrices up.
+    """
+
+    r: int = Field(8, ge=0, le=4096, json_schema_extra=IN_KEY)
+    """The rank; in a space, 0 is training without LoRA."""
+    lora_alpha: float = Field(16.0, gt=0, json_schema_extra=IN_KEY)
+    """What the product of the small matrices is multiplied with, times r."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
+    """Dropout before A."""
+    target_modules: Literal["attention", "all-linear"] = Field("attention", json_schema_extra=IN_KEY)
+    """`attention` adapts the query and value of each block, as the paper does; `all-linear` all of its matrices."""
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Lora:
+        if not self.r:
+            raise ValueError("r 0 adapts nothing: give a rank from 1, or leave lora out")
+        return self
+
+
+LAYER_SETTINGS: Final = (
+    "freeze_depth",
+    "drop_layers",
+    "reinit_layers",
+    "reinit_pooler",
+    "shrink_perturb",
+    "pooling",
+    "head",
+    "lora",
+)
+"""Those that are checked against the model's blocks, and against each other."""
+
+
 class Training(Model):
     """How a model is fine-tuned. Each setting can be fixed here or be a dimension of the space."""
 
@@ -232,6 +268,23 @@ class Training(Model):
     """Gradual unfreezing of what `freeze_depth` freezes; `null` for none."""
     linear_probe: LinearProbe | None = Field(None, json_schema_extra=IN_KEY)
     """A probe before the fine-tuning proper, which then begins with a fresh optimizer; `null` for none."""
+    drop_layers: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """So many of the last blocks are left out, also of the promoted model (Sajjad et al. 2020)."""
+    reinit_layers: int = Field(0, ge=0, json_schema_extra=IN_KEY)
+    """So many of the last blocks (of those that are left) start from new weights (Zhang et al. 2021)."""
+    reinit_pooler: bool = Field(default=False, json_schema_extra=IN_KEY)
+    """The pretrained pooler, what stands between the last block and the classifier, starts from new weights."""
+    shrink_perturb: float = Field(1.0, gt=0, le=1, json_schema_extra=IN_KEY)
+    """Each pretrained weight that is trained starts as this part of it, and the rest of a newly drawn one (Ash & Adams
+    2020); 1 leaves it."""
+    pooling: Literal["default", "cls", "mean", "max"] = Field("default", json_schema_extra=IN_KEY)
+    """What the head reads of a text: the state of its first token, the mean or the maximum over all; `default` is the
+    model's own way."""
+    head: Literal["default", "linear", "mlp"] = Field("default", json_schema_extra=IN_KEY)
+    """What makes logits of that: one layer, or two with a tanh between; `default` is the model's own head, or `linear`
+    beside a `pooling`."""
+    lora: Lora | None = Field(None, json_schema_extra=IN_KEY)
+    """Low-rank adapters in the place of the pretrained weights; `null` trains these."""
     weight_decay: float = Field(0.01, ge=0, le=10, json_schema_extra=IN_KEY)
     """Decoupled weight decay; biases and norms are left out."""
     max_grad_norm: float = Field(1.0, ge=0, json_schema_extra=IN_KEY)

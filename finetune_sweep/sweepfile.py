@@ -126,10 +126,13 @@ def training_of(sweep: Sweep, config: Config) -> Training:
 
 
 def _drop_effectless(raw: dict[str, Any], names: Collection[str]) -> None:
-    """Drops augmentation where a searched value turns it off: no copies, or no rate above 0; synonyms likewise.
+    """Drops what a searched value turns off: LoRA of rank 0, augmentation without copies or a rate above 0; synonyms.
 
-    The cell is then the same trial as one without augmentation.
+    The cell is then the same trial as one without it.
     """
+    lora = raw.get("lora")
+    if isinstance(lora, dict) and "lora.r" in names and lora.get("r") == 0:
+        raw["lora"] = None
     augment = raw.get("augment")
     if not isinstance(augment, dict):
         return

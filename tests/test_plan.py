@@ -251,6 +251,42 @@ def test_the_outlook_counts_what_is_trained(write_sweep: WriteSweep) -> None:
     assert seen.trained[0].parameters_trained == seen.trained[0].parameters
 
 
+def test_the_outlook_counts_what_is_left_and_what_is_adapted(write_sweep: WriteSweep) -> None:
+    """Of width 16: a pooler has 16 * 16 + 16 = 272 values, rank 2 for query and value of a block 2 * 2 * 32 = 128."""
+    space = "{drop_layers: [0, 1], lora: [null, {r: 2}]}"
+    seen = outlook.look(planned(write_sweep(space=space)), SweepRecord())
+    counts = {
+        (row.title, row.blocks): (row.parameters_trained, row.parameters - row.parameters_trained)
+        for row in seen.trained
+    }
+    (whole, none), (shorter, none_too) = (
+        counts[("freeze_depth 0", 2)],
+        counts[("freeze_depth 0, drop_layers 1", 1)],
+    )
+    assert none == none_too == 0
+    assert counts[("freeze_depth embeddings, lora r 2 attention", 2)] == (2 * 128 + 272, whole - 272)
+    assert counts[("freeze_depth embeddings, drop_layers 1, lora r 2 attention", 1)] == (
+        128 + 272,
+        shorter - 272,
+    )
+    assert seen.disk.kept > 0
+
+
+def test_the_outlook_says_that_another_head_is_padded_and_has_no_pooler(write_sweep: WriteSweep) -> None:
+    """The pooler of width 16 has 272 values."""
+    seen = outlook.look(planned(write_sweep(space="{pooling: [default, mean]}")), SweepRecord())
+    rows = {row.title: row for row in seen.trained}
+    own, other = rows["freeze_depth 0"], rows["freeze_depth 0, another head"]
+    assert (own.padded, other.padded) == (False, True)
+    assert own.parameters - other.parameters == 272
+
+
+def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None:
+    made = planned(write_sweep(space="{lora.r: [0, 2], lora.target_modules: [attention, all-linear]}"))
+    assert (len(made.trials), made.merged) == (3, 1)
+    assert made.trials[0].key == planned(write_sweep(space="{epochs: [3]}")).trials[0].key
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

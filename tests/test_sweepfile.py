@@ -147,7 +147,7 @@ BAD = {
     ),
     "a dimension that is no setting of training": (
         space("seed: [0, 1]"),
-        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, unfreeze, unfreeze.every_epochs, unfreeze.blocks, unfreeze.to_depth, linear_probe, linear_probe.epochs, linear_probe.learning_rate, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, lr_schedule.factor, lr_schedule.patience, layerwise_lr_decay, l2_sp, label_smoothing, adversarial_epsilon, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
+        "bad.yaml:9: space.seed: unknown dimension 'seed' (known: learning_rate, batch_size, epochs, freeze_depth, unfreeze, unfreeze.every_epochs, unfreeze.blocks, unfreeze.to_depth, linear_probe, linear_probe.epochs, linear_probe.learning_rate, drop_layers, reinit_layers, reinit_pooler, shrink_perturb, pooling, head, lora, lora.r, lora.lora_alpha, lora.lora_dropout, lora.target_modules, weight_decay, max_grad_norm, optimizer, lr_schedule, lr_schedule.type, lr_schedule.warmup_steps, lr_schedule.warmup_ratio, lr_schedule.decay_ratio, lr_schedule.factor, lr_schedule.patience, layerwise_lr_decay, l2_sp, label_smoothing, adversarial_epsilon, early_stopping, early_stopping.patience, early_stopping.min_delta, early_stopping.monitor, augment, augment.replacement, augment.insertion, augment.swap, augment.deletion, augment.punctuation, augment.typos, augment.copies, augment.synonyms, precision, gradient_accumulation_steps, model, data.max_length)",
     ),
     "condition on an unknown dimension": (
         space("epochs: {values: [1], when: {freeze_depth: [0]}}"),
@@ -164,6 +164,38 @@ BAD = {
     "depth too large for a model of the space": (
         space("freeze_depth: [0, 7]"),
         "bad.yaml:9: space.freeze_depth: freeze_depth 7: minilm-l6 has 6 blocks; write 0 to 6, embeddings, 0% to 100%, or all",
+    ),
+    "erased blocks that are frozen": (
+        training("reinit_layers: 2\n  freeze_depth: 5"),
+        "bad.yaml:13: training.reinit_layers: reinit_layers 2: minilm-l6 has 6 blocks, of which the first 5 are frozen (new weights that are never trained would be noise); write 0 to 1",
+    ),
+    "erased blocks that a value of the space freezes": (
+        space("freeze_depth: [0, all]\n  reinit_layers: [0, 2]"),
+        "bad.yaml:10: space.reinit_layers: reinit_layers 2: minilm-l6 has 6 blocks, of which the first 6 are frozen (new weights that are never trained would be noise); write 0 (beside freeze_depth all; `when: {freeze_depth: [...]}` can keep them apart)",
+    ),
+    "more blocks dropped than a model can do without": (
+        space("drop_layers: [0, 6]"),
+        "bad.yaml:9: space.drop_layers: drop_layers 6: minilm-l6 has 6 blocks, and one has to stay; write 0 to 5",
+    ),
+    "nothing pretrained to weaken": (
+        training("shrink_perturb: 0.5\n  freeze_depth: all\n  reinit_pooler: true"),
+        "bad.yaml:13: training.shrink_perturb: shrink_perturb 0.5: no pretrained weights are trained that it could weaken, as freeze_depth is all and reinit_layers 0; write 1, or freeze or erase less",
+    ),
+    "no block to adapt": (
+        training("lora: {r: 4}\n  freeze_depth: all"),
+        "bad.yaml:13: training.lora: lora r 4: no block of minilm-l6 is left to adapt, as freeze_depth is all and reinit_layers 0; freeze or erase less, or leave lora out",
+    ),
+    "a pooler that another head does not read": (
+        training("reinit_pooler: true\n  pooling: mean"),
+        "bad.yaml:13: training.reinit_pooler: reinit_pooler true: minilm-l6 has no pretrained pooler that this training would use, so there is nothing to erase; write false",
+    ),
+    "weakening of what LoRA does not train": (
+        training("shrink_perturb: 0.5\n  lora: {r: 4}"),
+        "bad.yaml:13: training.shrink_perturb: shrink_perturb 0.5: lora does not train the pretrained weights, so weakened they would stay; write 1, or leave lora out",
+    ),
+    "adapters of no rank": (
+        training("lora: {r: 0}"),
+        "bad.yaml:13: training.lora: r 0 adapts nothing: give a rank from 1, or leave lora out",
     ),
     "depth that is no depth": (
         training("freeze_depth: half"),

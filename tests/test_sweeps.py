@@ -22,6 +22,8 @@ TRIALS: Mapping[str, int] = {
     "augmentation": 8,
     "unfreezing": 20,
     "keras_recipe": 1,
+    "layer_strategies": 18,
+    "lora": 17,
     "mnist": 2,
     "mnist_hub": 9,
     "scenes": 2,

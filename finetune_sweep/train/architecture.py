@@ -1,164 +1,25 @@
 """Embeddings, ordered blocks and head of a model, told apart by the names of its parameters.
 
-The one place that knows architectures. It reads names and numbers only, so that a sweep file can be
-checked, and the size of what a freeze depth trains be told, before any weights are loaded.
+The one place that knows architectures, by the table of `families.py`. It reads names and numbers only, so that a sweep
+file can be checked, and the size of what a freeze depth trains be told, before any weights are loaded.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from math import prod
-from typing import Literal
+from typing import Final, Literal
 
 from finetune_sweep.errors import UserError, nearest
+from finetune_sweep.train.families import FAMILIES, Family
 
+POOLED: Final = "finetune_sweep_pooled"
+"""The type of models whose head was replaced; the configuration of the pretrained one lies in theirs as `body`."""
 Part = int | Literal["embeddings", "head"]
 Depth = int | Literal["embeddings"]
-Entrance = Literal["given", "same", "zero"]
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the models of one type name their parameters and count their blocks.
-
-    Args:
-        prefix: The base model's attribute in a model with a head; absent in files of the base model.
-        embeddings: Modules that come before the first block.
-        blocks: The list of blocks; their index follows.
-        count: The key of ``config.json`` that tells how many blocks there are.
-        width: The key of ``config.json`` that tells the size of the states between blocks.
-        head: What turns the state of one token after the last block, of shape (rows, 1, hidden), into logits:
-            modules of the whole model in their order, and ``relu``. Empty where this is not known: such models
-            are padded.
-        reads: The token of a text that the head reads: the first, or the last that is no padding.
-        closing: Modules of the base model that come after the blocks; they belong to the head.
-        entrance: What the embedding modules have to be for a forward pass that is given the states after them:
-            ``given`` returns these states, ``same`` its input, ``zero`` a zero. Others are not called then.
-        counts_from_padding: Whether positions count the tokens that are no padding, from one above its id.
-        decoder: The list of blocks that comes after the first one, in an encoder-decoder.
-        decoder_count: The key that tells how many blocks it has.
-    """
-
-    prefix: str
-    embeddings: tuple[str, ...]
-    blocks: str
-    count: str = "num_hidden_layers"
-    width: str = "hidden_size"
-    head: tuple[str, ...] = ()
-    reads: Literal["first", "last"] = "first"
-    closing: tuple[str, ...] = ()
-    entrance: tuple[tuple[str, Entrance], ...] = (("embeddings", "given"),)
-    counts_from_padding: bool = False
-    decoder: str = ""
-    decoder_count: str = ""
-
-
-_BERT = Family(
-    prefix="bert",
-    embeddings=("embeddings",),
-    blocks="encoder.layer",
-    head=("bert.pooler", "dropout", "classifier"),
-    closing=("pooler",),
-)
-_ROBERTA = Family(
-    prefix="roberta",
-    embeddings=("embeddings",),
-    blocks="encoder.layer",
-    head=("classifier",),
-    counts_from_padding=True,
-)
-_DISTILBERT = Family(
-    prefix="distilbert",
-    embeddings=("embeddings",),
-    blocks="transformer.layer",
-    count="n_layers",
-    width="dim",
-    head=("pre_classifier", "relu", "dropout", "classifier"),
-)
-_ELECTRA = Family(
-    prefix="electra",
-    embeddings=("embeddings", "embeddings_project"),
-    blocks="encoder.layer",
-    head=("classifier",),
-    entrance=(("embeddings", "given"), ("embeddings_project", "same")),
-)
-_GPT2 = Family(
-    prefix="transformer",
-    embeddings=("wte", "wpe", "drop"),
-    blocks="h",
-    count="n_layer",
-    width="n_embd",
-    head=("transformer.ln_f", "score"),
-    reads="last",
-    closing=("ln_f",),
-    entrance=(("wpe", "zero"), ("drop", "same")),
-)
-_LLAMA = Family(
-    prefix="model",
-    embeddings=("embed_tokens",),
-    blocks="layers",
-    head=("model.norm", "score"),
-    reads="last",
-    closing=("norm",),
-    entrance=(),
-)
-_T5 = Family(
-    prefix="transformer",
-    embeddings=("shared", "encoder.embed_tokens", "decoder.embed_tokens"),
-    blocks="encoder.block",
-    count="num_layers",
-    width="d_model",
-    decoder="decoder.block",
-    decoder_count="num_decoder_layers",
-)
-_BART = Family(
-    prefix="model",
-    embeddings=(
-        "shared",
-        "encoder.embed_tokens",
-        "encoder.embed_positions",
-        "encoder.layernorm_embedding",
-        "decoder.embed_tokens",
-        "decoder.embed_positions",
-        "decoder.layernorm_embedding",
-    ),
-    blocks="encoder.layers",
-    count="encoder_layers",
-    width="d_model",
-    decoder="decoder.layers",
-    decoder_count="decoder_layers",
-)
-_TWO_BERTS = Family(
-    prefix="encoder_decoder",
-    embeddings=("encoder.embeddings", "decoder.bert.embeddings"),
-    blocks="encoder.encoder.layer",
-    count="encoder.num_hidden_layers",
-    width="encoder.hidden_size",
-    decoder="decoder.bert.encoder.layer",
-    decoder_count="decoder.num_hidden_layers",
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "bert": _BERT,
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "distilbert": _DISTILBERT,
-    "electra": _ELECTRA,
-    "gpt2": _GPT2,
-    "vit": Family("vit", ("embeddings",), "layers"),
-    "yolos": Family("vit", ("embeddings", "encoder.interpolation"), "encoder.layer"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "t5": _T5,
-    "bart": _BART,
-    "encoder-decoder": _TWO_BERTS,
-}
 
 
 @dataclass(frozen=True)
@@ -170,14 +31,18 @@ class Architecture:
         blocks: How many blocks lie between embeddings and head.
         name: What messages call the model.
         width: The size of the states between blocks; 0 if the configuration does not tell it.
-        decoder_blocks: How many of the blocks are those of the decoder, after the encoder's.
+        lists: How many blocks each list of them has: of encoder and decoder, or of each stage; one if there is one.
+        shared: How many blocks in a row have one set of weights.
+        own_head: Whether its head is the one that its family has.
     """
 
     model_type: str
     blocks: int
     name: str
     width: int = 0
-    decoder_blocks: int = 0
+    lists: tuple[int, ...] = ()
+    shared: int = 1
+    own_head: bool = True
 
     @property
     def family(self) -> Family:
@@ -187,23 +52,66 @@ class Architecture:
     @property
     def can_pack(self) -> bool:
         """Whether texts can be computed without padding between them."""
-        return bool(self.family.head) and self.width > 0
+        return bool(self.family.head) and self.width > 0 and self.own_head
+
+    @property
+    def droppable(self) -> int:
+        """How many of the last blocks can be left out: all but one of their list, as the next part needs its width."""
+        return 0 if self.family.undroppable else (self.lists or (self.blocks,))[-1] - 1
+
+    def without(self, count: int) -> Architecture:
+        """The same model without its last blocks.
+
+        Raises:
+            UserError: If so many cannot be left out.
+        """
+        if not count:
+            return self
+        if self.shared > 1 and self.shared < self.blocks:
+            why = f"groups of {self.shared} blocks share their weights"
+            raise UserError(f"drop_layers {count}: {self.name} can drop none, as {why}; write 0")
+        if count > self.droppable:
+            why = self.family.undroppable or (
+                f"its last {'stage' if '*' in self.family.blocks else 'stack'} has {self.lists[-1]}"
+                if len(self.lists) > 1
+                else "one has to stay"
+            )
+            raise UserError(
+                f"drop_layers {count}: {self.name} has {self.blocks} blocks, and {why}; write 0"
+                + (f" to {self.droppable}" if self.droppable else "")
+            )
+        left = self.blocks - count
+        return replace(
+            self,
+            blocks=left,
+            name=f"{self.name} without its last {count if count > 1 else 'block'}{' blocks' if count > 1 else ''}",
+            lists=(*self.lists[:-1], self.lists[-1] - count) if self.lists else (),
+            shared=left if self.shared > 1 else 1,
+        )
 
     def part_of(self, parameter_name: str) -> Part:
         """Returns where a parameter belongs: embeddings, the index of its block, or the head.
 
-        The head is everything after the blocks: final norm, pooler, classifier and language-model head.
+        The head is everything after the blocks: final norm, pooler, classifier and language-model head. What lies
+        between two blocks belongs to one of them. Blocks that share weights are told by the last of them.
         Names with and without the base model's prefix are understood.
         """
         family = self.family
         name = parameter_name.removeprefix(f"{family.prefix}.")
-        if any(name.startswith(f"{module}.") for module in family.embeddings):
+        if any(f"{name}.".startswith(f"{module}.") for module in family.embeddings):
             return "embeddings"
-        for path, before in ((family.blocks, 0), (family.decoder, self.blocks - self.decoder_blocks)):
-            block = re.match(rf"{re.escape(path)}\.(\d+)\.", name) if path else None
-            if block:
-                return before + int(block[1])
-        return "head"
+        lists = self.lists or (self.blocks,)
+        for pattern in family.block_names:
+            if found := pattern.match(name):
+                *stage, index = map(int, found.groups())
+                return (sum(lists[: stage[0]]) if stage else 0) + (index + 1) * self.shared - 1
+        for pattern, which in family.between_names:
+            if found := pattern.match(name):
+                stage_of = int(found[1]) if found.groups() else 0
+                start = sum(lists[:stage_of])
+                return start if which == "first" else start + lists[stage_of] - 1
+        decoder = re.match(rf"{re.escape(family.decoder)}\.(\d+)\.", name) if family.decoder else None
+        return lists[0] + int(decoder[1]) if decoder else "head"
 
 
 def describe(config: Mapping[str, object], name: str = "") -> Architecture:
@@ -222,27 +130,35 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
         raise UserError(
             f"{subject}config.json has no model_type, so embeddings, blocks and head cannot be told apart"
         )
+    if model_type == POOLED and isinstance(body := config.get("body"), Mapping):
+        return replace(describe(body, name), own_head=False)
     if model_type not in FAMILIES:
         raise UserError(
             f"{subject}where embeddings, blocks and head lie in a model of type '{model_type}' is not known; "
             f"known are {', '.join(FAMILIES)}{nearest(model_type, FAMILIES)}"
         )
-    family, counts = FAMILIES[model_type], []
-    for key in filter(None, (family.count, family.decoder_count)):
-        blocks = _value(config, key)
-        if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
-            raise UserError(
-                f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {blocks!r}"
-            )
-        counts.append(blocks)
+    family = FAMILIES[model_type]
+    lists = _counts(config, family.count, subject)
+    if family.decoder:
+        lists = (*lists, *_counts(config, family.decoder_count, subject))
+    blocks = sum(lists)
+    groups = config.get(family.groups, 1) if family.groups else None
+    shared = blocks // groups if isinstance(groups, int) and 1 <= groups <= blocks else 1
     width = _value(config, family.width)
-    return Architecture(
-        model_type,
-        sum(counts),
-        name or model_type,
-        width if isinstance(width, int) else 0,
-        sum(counts[1:]),
-    )
+    width = width if isinstance(width, int) else 0
+    return Architecture(model_type, blocks, name or model_type, width, lists, shared)
+
+
+def _counts(config: Mapping[str, object], key: str, subject: str) -> tuple[int, ...]:
+    """The blocks of one list, or of each stage."""
+    value = _value(config, key)
+    counts = value if isinstance(value, list | tuple) else [value]
+    found = tuple(count for count in counts if isinstance(count, int) and not isinstance(count, bool))
+    if not found or len(found) < len(counts) or min(found) < 1:
+        raise UserError(
+            f"{subject}config.json must tell the number of blocks as {key}, 1 or more, but has {value!r}"
+        )
+    return found
 
 
 def _value(config: Mapping[str, object], key: str) -> object:
@@ -259,7 +175,7 @@ def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:
 
     Args:
         depth: A number of blocks, ``embeddings``, a percentage of the blocks such as ``50%`` (rounded
-            down), or ``all``.
+            down, also to blocks that share no weights with later ones), or ``all``.
         architecture: The model that it is for.
 
     Returns:
@@ -269,15 +185,20 @@ def resolve_depth(depth: int | str, architecture: Architecture) -> Depth:
     Raises:
         UserError: The model has fewer blocks, or the word is not known.
     """
-    blocks = architecture.blocks
+    blocks, shared = architecture.blocks, architecture.shared
     if depth == "embeddings":
         return "embeddings"
     if depth == "all":
         return blocks
     share = re.fullmatch(r"(\d{1,3}(?:\.\d{1,6})?)%", depth) if isinstance(depth, str) else None
     if share and Decimal(share[1]) <= 100:
-        return int(blocks * Decimal(share[1]) / 100)
+        return int(blocks * Decimal(share[1]) / 100) // shared * shared
     if isinstance(depth, int) and not isinstance(depth, bool) and 0 <= depth <= blocks:
+        if depth % shared:
+            raise UserError(
+                f"freeze_depth {depth}: {shared} blocks of {architecture.name} in a row share their weights, and are"
+                f" frozen together or not at all; write 0, {shared if shared < blocks else 'all'} or embeddings"
+            )
         return depth
     hint = nearest(depth, ("embeddings", "all")) if isinstance(depth, str) else ""
     raise UserError(
@@ -295,6 +216,11 @@ def is_frozen(part: Part, depth: Depth) -> bool:
     return depth != "embeddings" and part < depth
 
 
+def is_dropped(part: Part, architecture: Architecture) -> bool:
+    """Tells whether a part of the pretrained model is one of the blocks that were left out."""
+    return architecture.shared == 1 and isinstance(part, int) and part >= architecture.blocks
+
+
 def trained_parameters(
     shapes: Mapping[str, tuple[int, ...]], architecture: Architecture, depth: Depth
 ) -> tuple[int, int]:
@@ -302,15 +228,16 @@ def trained_parameters(
 
     Args:
         shapes: Parameter name to shape, of a file or of a model. A head that the file does not hold is
-            not counted, a pretraining head that it does hold is.
+            not counted, a pretraining head that it does hold is; blocks that were dropped are not.
         architecture: The model that they belong to.
         depth: As ``resolve_depth`` returns it.
 
     Returns:
         Number of trained values, and of all values.
     """
-    sizes = {name: prod(shape) for name, shape in shapes.items()}
-    trained = sum(size for name, size in sizes.items() if not is_frozen(architecture.part_of(name), depth))
+    parts = {name: architecture.part_of(name) for name in shapes}
+    sizes = {name: prod(shapes[name]) for name, part in parts.items() if not is_dropped(part, architecture)}
+    trained = sum(size for name, size in sizes.items() if not is_frozen(parts[name], depth))
     return trained, sum(sizes.values())
 
 

@@ -14,12 +14,12 @@ from typing import Final
 
 from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.phases import level_of, probe_epochs
-from finetune_sweep.settings import Plateau, Training
+from finetune_sweep.settings import LAYER_SETTINGS, Plateau, Training
 from finetune_sweep.space import Config, Dimension, Space, endpoints, is_active
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import training_of
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.train import architecture, weights
+from finetune_sweep.train import architecture, conflicts, weights
 from finetune_sweep.train.architecture import Architecture, Depth
 
 METHODS: Final = (
@@ -33,7 +33,7 @@ METHODS: Final = (
     "lr_schedule",
 )
 """The settings that are looked at."""
-_OTHERS: Final = frozenset({"model", "freeze_depth", "epochs"})
+_OTHERS: Final = frozenset({"model", "epochs", *LAYER_SETTINGS})
 _CONTEXTS: Final = 4096  # of a space with more, none is looked at
 _WITHOUT_CLASSES: Final = frozenset({"number", "boxes"})
 
@@ -92,14 +92,12 @@ def subject_of(sweep: Sweep, model: str, training: Training) -> Subject:
     """
     name = model.rpartition("/")[2].rpartition(":")[2]
     folder = weights.locate(model, Path(), Path(sweep.cache or ""))
-    arch = architecture.describe(weights.read_config(folder), name)
-    depth = opened = architecture.resolve_depth(training.freeze_depth, arch)
-    if training.unfreeze is not None:
-        opened = architecture.resolve_depth(training.unfreeze.to_depth, arch)
+    whole = architecture.describe(weights.read_config(folder), name)
+    (arch, depth), opened = conflicts.resolve(training, whole), conflicts.opened(training, whole)
     kinds = [column.kind for column in TASKS[sweep.task].columns]
-    known = not model.startswith("scratch:")
+    known = not (model.startswith("scratch:") or training.lora)
     if known and training.l2_sp and opened == arch.blocks:
-        known = _holds_head(weights.parameter_shapes(folder), arch)
+        known = arch.own_head and _holds_head(weights.parameter_shapes(folder), arch)
     return Subject(
         task=sweep.task,
         model=name,
@@ -145,6 +143,13 @@ def _idle_phases(training: Training, subject: Subject) -> Iterator[Idle]:
             f" training has {epochs}: give epochs of at least {before + opening.every_epochs + 1}",
             merges=False,
         )
+    if opening is not None and subject.arch.shared > 1 and opening.blocks % subject.arch.shared:
+        yield Idle(
+            "unfreeze.blocks",
+            f"{opening.blocks} cannot be opened alone: {subject.arch.shared} blocks of {subject.model} in a row share"
+            f" their weights; write {subject.arch.shared}",
+            merges=False,
+        )
     if probe is not None and before >= epochs:
         yield Idle(
             "linear_probe.epochs",
@@ -172,6 +177,7 @@ def _idle_weights(training: Training, subject: Subject) -> Iterator[Idle]:
         )
     if l2_sp and not subject.has_pretrained:
         reason = f"at freeze_depth {subject.opened} {above}, which is new" if is_head_only else "all is new"
+        reason = "lora trains new matrices beside the pretrained ones" if training.lora else reason
         yield Idle(
             "l2_sp",
             f"{l2_sp:g} pulls nothing: {reason}; weight_decay is what holds new weights, so leave l2_sp out",

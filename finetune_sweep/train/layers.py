@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from finetune_sweep.train.adapters import MARK
 from finetune_sweep.train.architecture import Architecture, Depth, is_frozen
 
 if TYPE_CHECKING:
@@ -15,8 +16,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def trained_names(model: nn.Module, arch: Architecture, depth: Depth) -> set[str]:
+    """The parameters that are trained: those that are not frozen; of a block with adapters, only these."""
+    parts = {name: arch.part_of(name) for name, _ in model.named_parameters()}
+    adapted = {part for name, part in parts.items() if MARK in name}
+    return {
+        name
+        for name, part in parts.items()
+        if not is_frozen(part, depth) and (part not in adapted or MARK in name)
+    }
+
+
 def freeze(model: nn.Module, arch: Architecture, depth: Depth) -> None:
-    """Sets `requires_grad` of every parameter, whatever it was before: False for the frozen part alone.
+    """Sets `requires_grad` of every parameter, whatever it was before: False for what is not trained alone.
 
     The frozen part comes first in the forward pass, so no graph is recorded for it and the backward pass
     ends where it does. Gradients left by an earlier training are dropped.
@@ -26,8 +38,9 @@ def freeze(model: nn.Module, arch: Architecture, depth: Depth) -> None:
         arch: Where its embeddings, blocks and head are.
         depth: As `resolve_depth` returns it.
     """
+    trained = trained_names(model, arch, depth)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not is_frozen(arch.part_of(name), depth))
+        parameter.requires_grad_(name in trained)
         parameter.grad = None
 
 
@@ -43,8 +56,10 @@ def changed_tensors(model: nn.Module, arch: Architecture, depth: Depth) -> dict[
 
     These are the trained parameters, and the running statistics of batch norms outside the frozen part.
     """
-    candidates: list[tuple[str, Tensor]] = [*model.named_parameters(), *_running_statistics(model)]
-    return {name: tensor.detach() for name, tensor in candidates if not is_frozen(arch.part_of(name), depth)}
+    trained = trained_names(model, arch, depth)
+    changed = {name: parameter.detach() for name, parameter in model.named_parameters() if name in trained}
+    statistics = _running_statistics(model)
+    return changed | {n: t.detach() for n, t in statistics if not is_frozen(arch.part_of(n), depth)}
 
 
 def _running_statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

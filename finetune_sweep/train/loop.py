@@ -20,7 +20,7 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.phases import probe_epochs
 from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Said, Task
-from finetune_sweep.train import layers, optim
+from finetune_sweep.train import adapters, layers, optim, strategies
 from finetune_sweep.train.adversarial import fast_gradient
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
@@ -39,7 +39,7 @@ _OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATU
 
 
 def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> LoopState:
-    """Makes a model ready to be trained: new weights drawn by the seed, frozen to its depth, on its device.
+    """Makes a model ready to be trained: new weights drawn by the seed, its settings' strategies, frozen to its depth.
 
     Args:
         job: The run.
@@ -47,10 +47,12 @@ def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> Lo
             been restored; gradients, frozen parts and new parameters are set anew here.
         new_parameters: Names of the parameters that were not pretrained, as `task.build_model` returned them.
     """
-    layers.initialize_new(model, new_parameters, derive_seed(job.seed, "head"))
+    origins = {n: p.detach().clone() for n, p in model.named_parameters()} if job.settings.l2_sp else {}
+    subject = strategies.prepared(model, new_parameters, job.settings, job.arch, job.depth, job.seed)
+    model = subject.model
     layers.freeze(model, job.arch, job.depth)
     model.to(job.device)  # type: ignore[arg-type]
-    anchored = optim.anchors(model, new_parameters, job.settings)
+    anchored = optim.anchors(model, origins, subject.new)
     return LoopState(
         model=model,
         forward=forward_of(model, job.arch, unpadding=job.unpadding, first=job.first),
@@ -153,7 +155,7 @@ def evaluate(
         return [*predict(rows[:middle]), *predict(rows[middle:])]
 
     order, size = np.argsort(encoded.lengths(), kind="stable"), task.evaluation_batch
-    with torch.inference_mode():
+    with adapters.merged(forward.model), torch.inference_mode():
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         return Predictions.join([part for rows in batches for part in predict(rows)], order)
 

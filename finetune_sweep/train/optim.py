@@ -37,18 +37,19 @@ class Anchor:
     origin: Tensor
 
 
-def anchors(model: nn.Module, new_parameters: Collection[str], settings: Training) -> tuple[Anchor, ...]:
-    """What L2-SP holds on to: all that is trained and pretrained, biases and norms too; nothing where it is off.
+def anchors(
+    model: nn.Module, origins: Mapping[str, Tensor], new_parameters: Collection[str]
+) -> tuple[Anchor, ...]:
+    """What L2-SP holds on to: all that is trained and pretrained, biases and norms too.
 
     Args:
-        model: With its pretrained weights, on its device, frozen to its depth.
-        new_parameters: Names of the parameters that were not pretrained.
-        settings: `l2_sp`.
+        model: On its device, frozen to its depth.
+        origins: The pretrained values by the names of the parameters; empty where nothing is held on to.
+        new_parameters: Names of the parameters that begin without a pretrained value.
     """
-    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    if not settings.l2_sp:
-        return ()
-    return tuple(Anchor(n, p, p.detach().clone()) for n, p in trained if n not in new_parameters)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    known = [name for name in trained if name in origins and name not in new_parameters]
+    return tuple(Anchor(name, trained[name], origins[name].to(trained[name].device)) for name in known)
 
 
 def pull(anchored: Sequence[Anchor], strength: float) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from finetune_sweep.tasks.contract import Batch, Output
-from finetune_sweep.train.architecture import Architecture, Entrance
+from finetune_sweep.train.architecture import Architecture
+from finetune_sweep.train.families import Entrance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

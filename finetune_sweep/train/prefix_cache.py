@@ -97,7 +97,7 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         StorageError: If the disk refuses.
     """
     home = place.folder / hash_of([_FORMAT, *place.identity, *_circumstances(source)])
-    target = home / f"{blocks:04d}"
+    target = home / _name(source, blocks)
     with sole_owner(target):
         if not is_sound(target):
             _remove_remains(target)
@@ -108,6 +108,11 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         os.utime(target / MANIFEST)
         states = Encoded.load(target).columns[STATES]
     return Encoded({**source.encoded.columns, STATES: states})
+
+
+def _name(source: Source, blocks: int) -> str:
+    """Of a copy: those with one state a text are told from those with all, which more blocks can start from."""
+    return f"{blocks:04d}-read" if blocks == source.arch.blocks else f"{blocks:04d}"
 
 
 def _in_memory(source: Source, blocks: int, home: Path) -> Encoded | None:

@@ -15,7 +15,7 @@ from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
 from finetune_sweep.tasks.loading import load_processor, pad_token_id
-from finetune_sweep.train import architecture, copies, robustness, weights
+from finetune_sweep.train import architecture, conflicts, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
 from finetune_sweep.train.similar import neighbours, read_synonyms
@@ -91,7 +91,7 @@ class Loaded:
         self._encoded: dict[tuple[str, Path, int], Encoded] = {}
         self._neighbours: tuple[Path, Similar] | None = None
         self.watchdog = Watchdog(plan.sweep.trial_timeout_s)
-        self._with_states: dict[tuple[str, str, int, str, int], Encoded | None] = {}
+        self._with_states: dict[tuple[str, str, int, str, int, bool], Encoded | None] = {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -223,7 +223,7 @@ class Loaded:
             metric=self._plan.sweep.metric.name,
             mode=self._plan.mode,
             pad_token_id=pad_token_id(pretrained.processor),
-            arch=pretrained.arch,
+            arch=conflicts.resolve(trial.training, pretrained.arch)[0],
             unpadding=self._plan.sweep.speed.unpadding and self._task.packs,
         )
         if trial.training.unfreeze is None and trial.training.linear_probe is None:
@@ -232,10 +232,14 @@ class Loaded:
 
     def _in_stages(self, job: Job, trial: Trial, pretrained: Pretrained) -> Job:
         """The job with what it freezes in which epochs; what is after fewer blocks is computed first."""
-        passed = phases(trial.training, trial.depth, pretrained.arch.blocks)
+        passed = phases(trial.training, trial.depth, job.arch.blocks)
+        # What is opened later may begin with other weights than those that states are computed with, or share them.
+        settings, shares = trial.training, job.arch.shared > 1
+        is_pretrained = not settings.reinit_layers and settings.shrink_perturb == 1 and not shares
         stages: list[Stage] = []
         for phase in reversed([each for each in passed if each.first_epoch <= trial.epochs]):
-            now = self._from_the_cache(replace(job, depth=phase.depth), trial, pretrained.model)
+            kept = replace(job, depth=phase.depth if is_pretrained else job.depth)
+            now = self._from_the_cache(kept, trial, pretrained.model)
             stages.insert(0, Stage(phase.first_epoch, phase.depth, now.train, now.validation, now.first))
         return replace(job, stages=tuple(stages))
 
@@ -253,7 +257,8 @@ class Loaded:
         splits: list[Encoded] = []
         for rows, encoded in zip(self._rows(trial), (job.train, job.validation), strict=True):
             split = rows.split if isinstance(rows, Rewritten) else rows
-            name = (_name(rows), trial.model, trial.max_length, job.precision, blocks)
+            is_last = blocks == job.arch.blocks
+            name = (_name(rows), trial.model, trial.max_length, job.precision, blocks, is_last)
             if name not in self._with_states:
                 place = prefix_cache.Place(
                     folder=self._cache / "states",

@@ -140,6 +140,13 @@ def test_l2_sp_needs_something_that_was_pretrained(write_sweep: WriteSweep, tiny
         load(new)
 
 
+def test_l2_sp_does_not_go_with_adapters_nor_with_a_new_head_alone(write_sweep: WriteSweep) -> None:
+    with pytest.raises(UserError, match=r"training\.l2_sp: 0\.1 pulls nothing: lora trains new matrices"):
+        load(write_sweep(training="{lora: {r: 2}, l2_sp: 0.1}"))
+    with pytest.raises(UserError, match=r"training\.l2_sp: 0\.1 pulls nothing: at freeze_depth 2 only"):
+        load(write_sweep(training="{freeze_depth: all, head: mlp, l2_sp: 0.1}"))
+
+
 def _without_weights(model: Path) -> Path:
     folder = model.parent / "bare"
     folder.mkdir(exist_ok=True)

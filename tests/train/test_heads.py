@@ -12,7 +12,7 @@ import torch
 from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import EarlyStopping, Training
 from finetune_sweep.train import heads
-from finetune_sweep.train.architecture import FAMILIES
+from finetune_sweep.train.families import FAMILIES
 from finetune_sweep.train.loop import fit, start
 from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for
 from tests.train.test_architecture import BLOCKS, TEXTS, tiny

@@ -120,7 +120,8 @@ def test_adafactor_is_that_of_torch() -> None:
 def test_the_pull_is_the_strength_times_the_way_from_the_pretrained_value() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
     first, second = model.parameters()
-    anchored = anchors(model, ["1.weight"], Training(l2_sp=0.25))
+    origins = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    anchored = anchors(model, origins, ["1.weight"])
     assert [(anchor.name, anchor.origin.item()) for anchor in anchored] == [("0.weight", first.item())]
 
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_the_pull_is_the_strength_times_the_way_from_the_pretrained_value() -> N
     first.grad, second.grad = torch.tensor([[1.0]]), torch.tensor([[1.0]])
     pull([Anchor("0.weight", first, torch.tensor([[2.0]]))], 0.25)
     assert (first.grad.item(), second.grad.item()) == (1.0 + 0.25 * (5.0 - 2.0), 1.0)
-    assert anchors(model, ["1.weight"], Training()) == ()
+    assert anchors(model, {}, ["1.weight"]) == ()
 
 
 def test_rates_fall_from_the_head_to_the_embeddings() -> None:

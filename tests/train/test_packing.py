@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.contract import Batch
-from finetune_sweep.train.architecture import FAMILIES, Architecture, describe
+from finetune_sweep.train.architecture import Architecture, describe
+from finetune_sweep.train.families import FAMILIES
 from finetune_sweep.train.packing import STATES, Body, attend, forward_of, pack
 from tests.train.runs import assert_same_weights, bert, job_for, trained
 from tests.train.test_architecture import BLOCKS, TEXTS, tiny

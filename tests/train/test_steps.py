@@ -105,6 +105,21 @@ def test_l2_sp_pulls_what_was_pretrained_and_weight_decay_what_is_new() -> None:
     assert_near(trained(job, model)[1], dict(other.named_parameters()))
 
 
+def test_l2_sp_pulls_weakened_weights_to_the_pretrained_values() -> None:
+    """Of a training whose gradients count for nothing beside the pull, which goes half of the way in its first step."""
+    model = bert(dropout=0.0)
+    origin = model.get_parameter("bert.encoder.layer.0.output.dense.weight").detach().clone()
+    settings = {**PLAIN, "learning_rate": 1e-3, "epochs": 1, "l2_sp": 500.0, "shrink_perturb": 0.5}
+    job = job_with(model, **settings)
+    state = start(job, model, NEW)
+    weight = state.model.get_parameter("bert.encoder.layer.0.output.dense.weight")
+    weakened = weight.detach().clone()
+    assert not torch.equal(weakened, origin)
+    list(fit(job, state))
+    torch.testing.assert_close(weight.detach(), (weakened + origin) / 2, rtol=0, atol=1e-3)
+    assert "classifier.weight" not in {anchor.name for anchor in state.anchored}
+
+
 def test_layers_move_by_their_own_rates() -> None:
     """Two blocks and a decay of 1/2: the head moves by 1, the blocks by 1/2 and 1/4, the embeddings by 1/8."""
     moved = []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import (
@@ -16,8 +19,11 @@ from transformers import (
 )
 
 from finetune_sweep.errors import UserError
+from finetune_sweep.settings import Training
 from finetune_sweep.train import layers
 from finetune_sweep.train.architecture import Part, check_length, describe, resolve_depth
+from finetune_sweep.train.conflicts import resolve
+from finetune_sweep.train.strategies import prepare
 
 
 def t5() -> PreTrainedModel:
@@ -63,7 +69,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "shared.weight": "embeddings",
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": 0,
         "encoder.block.1.layer.1.DenseReluDense.wi.weight": 1,
-        "encoder.final_layer_norm.weight": "head",
+        "encoder.final_layer_norm.weight": 1,
         "decoder.block.0.layer.1.EncDecAttention.q.weight": 2,
         "decoder.block.2.layer.0.SelfAttention.q.weight": 4,
         "decoder.final_layer_norm.weight": "head",
@@ -93,7 +99,7 @@ MODELS = {"t5": t5, "bart": bart, "encoder-decoder": two_berts}
 def test_blocks_are_counted_from_the_encoder_to_the_decoder(model_type: str) -> None:
     model = MODELS[model_type]()
     arch = describe(model.config.to_dict())
-    assert (arch.blocks, arch.decoder_blocks, arch.width, arch.can_pack) == (5, 3, 8, False)
+    assert (arch.blocks, arch.lists, arch.width, arch.can_pack) == (5, (2, 3), 8, False)
     names = {name for name, _ in model.named_parameters()}
     assert names >= PARTS[model_type].keys()
     assert {name: arch.part_of(name) for name in PARTS[model_type]} == PARTS[model_type]
@@ -120,6 +126,26 @@ def test_what_is_frozen_has_no_gradient_and_the_rest_has(model_type: str, depth:
 
 def test_a_file_of_t5_that_names_no_decoder_blocks_has_as_many_as_of_the_encoder() -> None:
     assert describe({"model_type": "t5", "num_layers": 6, "d_model": 512}).blocks == 12
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_model_without_its_last_blocks_is_that_of_a_decoder_of_one(model_type: str, tmp_path: Path) -> None:
+    model = MODELS[model_type]()
+    settings = Training(drop_layers=2)
+    arch, depth = resolve(settings, describe(model.config.to_dict()))
+    shorter = prepare(model, (), settings, arch, depth, 0)
+    shorter.save_pretrained(tmp_path)
+    loading: Any = type(model)
+    again, info = loading.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert describe(again.config.to_dict()).lists == (2, 1)
+    ids = torch.tensor([[3, 4, 5]])
+    logits = []
+    for each in (shorter, again):
+        torch.nn.Module.eval(each)
+        logits.append(each(input_ids=ids, decoder_input_ids=ids).logits)
+    assert torch.equal(*logits)
+    assert describe(model.config.to_dict()).lists == (2, 3)
 
 
 def test_positions_are_those_of_the_encoder() -> None:

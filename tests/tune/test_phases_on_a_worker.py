@@ -25,6 +25,11 @@ PHASED = {
     "unfreezing": "freeze_depth: all, unfreeze: {}",
     "probe": "linear_probe: {epochs: 2}",
     "both": "freeze_depth: 1, linear_probe: {}, unfreeze: {to_depth: embeddings}",
+    "a probe on erased blocks": "linear_probe: {epochs: 2}, reinit_layers: 1, l2_sp: 0.1",
+    "a probe on weakened blocks": "linear_probe: {epochs: 2}, shrink_perturb: 0.5, l2_sp: 0.1",
+    "a probe before adapters": "linear_probe: {epochs: 2}, lora: {r: 2}, layerwise_lr_decay: 0.9",
+    "unfreezing what is left": "drop_layers: 1, freeze_depth: all, unfreeze: {}, layerwise_lr_decay: 0.9",
+    "unfreezing below another head": "pooling: mean, freeze_depth: all, unfreeze: {}, adversarial_epsilon: 0.1",
 }
 
 
