@@ -7,7 +7,7 @@
 # make test-ui  MLflow's pages in a browser; installs Chromium and Playwright where they are missing
 # make chaos    kills a sweep in all ways that are known: a sample, under 20 minutes; chaos-all: hours
 # make methods  what each method brings over plain fine-tuning: the table of docs/methods.md; more than an hour
-# make sweeps   the sweeps that ship, one of each task, run for real: what they reached; stopped, it goes on; half an hour
+# make sweeps   the sweeps that ship, one of each task, run for real: what they reached; stopped, it goes on
 # make bench    ours beside others on one sweep, half an hour on two quiet cores; make bench-full: all of them, hours
 # Other targets: install, test, lint, types, format, clean. Variables: PYTHON, VENV, PYTEST_ARGS, CHAOS_ARGS.
 
