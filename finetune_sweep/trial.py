@@ -16,11 +16,10 @@ from finetune_sweep.speed import Speed
 from finetune_sweep.yamlio import Value
 
 Depth = int | Literal["embeddings"]
-SHARES: Final = frozenset({"constant", "plateau", "wsd"})
-"""Schedules under which trials that differ only in `epochs` begin alike."""
-_PREFIXES: Final = frozenset(
-    {"constant", "plateau"}
-)  # the shorter trial is then a beginning of the longer one
+_PREFIXES: Final = frozenset({"constant", "plateau"})
+"""Schedules under which the shorter of two trials that differ only in `epochs` is a beginning of the longer one."""
+SHARES: Final = _PREFIXES | {"wsd"}
+"""Schedules under which such trials begin alike."""
 _KEY_DIGITS: Final = 16
 _TOGETHER: Final = 64  # heads in a stack
 _STACKED_TOGETHER: Final = ("batch_size", "optimizer", "precision", "label_smoothing")

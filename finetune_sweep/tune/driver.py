@@ -226,10 +226,11 @@ class Driver:
     def retain(self) -> None:
         """Deletes the checkpoints that cannot be promoted any more."""
         promotable = self.journal.record.promotable(self.plan.sweep.keep_checkpoints)
-        named = {trial.checkpoint for trial in self.journal.record.trials.values()}
-        for checkpoint in sorted(named - {None} - {trial.checkpoint for trial in promotable}, key=str):
-            self._forget(str(checkpoint))
-            remove_folder(self.layout.within(str(checkpoint)))
+        kept = {trial.checkpoint for trial in promotable}
+        named = {t.checkpoint for t in self.journal.record.trials.values() if t.checkpoint is not None}
+        for checkpoint in sorted(named - kept):
+            self._forget(checkpoint)
+            remove_folder(self.layout.within(checkpoint))
 
     def _forget(self, checkpoint: str) -> None:
         """Notes that a checkpoint is gone, for all trials of its trajectory that have it, before any of it is."""
