@@ -19,7 +19,8 @@ from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan
 from finetune_sweep.tune import driver, resume, worker
-from finetune_sweep.tune.worker import Assignment, UnitTrainable
+from finetune_sweep.tune.assignment import Assignment
+from finetune_sweep.tune.trainable import UnitTrainable
 
 _SECONDS: Final = "seconds.jsonl"
 

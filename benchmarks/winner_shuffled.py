@@ -99,7 +99,8 @@ def sweep(folder: Path, number: int) -> Decided:
 
 
 def _train(plan: Plan, journal: Journal, loaded: Loaded, *, keep: bool = False) -> None:
-    from finetune_sweep.tune.worker import Assignment, run_unit
+    from finetune_sweep.tune.assignment import Assignment
+    from finetune_sweep.tune.worker import run_unit
 
     for unit in remaining(plan, journal.record, {}):
         for events in run_unit(Assignment(unit, predictions=keep), plan, journal.layout, loaded):

@@ -21,8 +21,9 @@ from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 from tests.commands import command, layout, status
 from tests.promotion.finished_sweep import here, never
 

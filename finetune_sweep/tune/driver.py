@@ -26,10 +26,11 @@ from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.spec import Tpe
 from finetune_sweep.trial import Trial, WorkUnit
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
+from finetune_sweep.tune.trainable import HELD, STORAGE_ERROR, UnitTrainable
 from finetune_sweep.tune.watch import Growth, stacks_of_hang
-from finetune_sweep.tune.worker import HELD, STORAGE_ERROR, Assignment, UnitTrainable
 
 _STOP_S: Final = 18.0
 """How long workers may take to store where they are; a session that was asked to stop ends within 30 s."""

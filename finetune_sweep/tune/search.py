@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from finetune_sweep.tune.worker import Assignment
+from finetune_sweep.tune.assignment import Assignment
 
 
 class UnitSearcher(Searcher):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.durable import explained
-from finetune_sweep.tasks.contract import Batch, Output
-from finetune_sweep.train.packing import Forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from finetune_sweep.tasks.contract import Batch, Output
+    from finetune_sweep.train.packing import Forward
 
 _REARM_S: Final = 1.0
 _LOOK_S: Final = 0.5

@@ -12,11 +12,10 @@ import socket
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import ray
 import torch
-from ray import tune
 from safetensors.torch import save_file
 
 from finetune_sweep.durable import folder_aside
@@ -38,65 +37,14 @@ from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation
 from finetune_sweep.trial import Trial, WorkUnit, can_fuse
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.branching import train_branches
 from finetune_sweep.tune.fused import train_together
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
-from finetune_sweep.tune.watch import StopSign, resident_bytes
+from finetune_sweep.tune.watch import StopSign
 
-STORAGE_ERROR: Final = "storage_error"
-"""The name of what a worker reports when the storage refuses: that ends the sweep, and no trial."""
-HELD: Final = "held"
-"""The name of what a worker reports after a unit: its host, its process, and the bytes of memory it holds."""
 _TRACEBACK_CHARACTERS: Final = 8000
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A work unit as it is handed to a worker.
-
-    Args:
-        unit: What to train.
-        bar: The score that a trial must reach for its checkpoint to be worth keeping; None for any.
-        rebuild: Key of the one trial, finished before, that is trained again for its checkpoint.
-        predictions: Whether what the models said of each validation row is kept, as of finalists.
-    """
-
-    unit: WorkUnit
-    bar: float | None = None
-    rebuild: str | None = None
-    predictions: bool = False
-
-
-class UnitTrainable(tune.Trainable):
-    """Ray Tune's view of a worker: a step is an evaluation. Actors are reused for one unit after another."""
-
-    def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:  # type: ignore[override]
-        """Takes the first unit; `plan` and `layout` stay the same for the actor's life."""
-        self._loaded, self._plan, self._layout = Loaded(plan), plan, layout
-        torch.set_num_threads(plan.sweep.resources_per_trial.threads)
-        self.reset_config(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next unit; nothing of the last one is left but what is loaded."""
-        self._events = run_unit(new_config["assignment"], self._plan, self._layout, self._loaded)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Goes on to the next moment worth recording."""
-        try:
-            events = next(self._events, None)
-        except StorageError as error:
-            return {"events": (), "done": True, STORAGE_ERROR: str(error)}
-        if events is None:
-            return {"events": (), "done": True, HELD: (socket.gethostname(), os.getpid(), resident_bytes())}
-        return {"events": events, "done": False}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: checkpoints are the sweep's own, never Ray Tune's."""
-
-    def load_checkpoint(self, checkpoint: object) -> None:
-        """Nothing: a unit continues from the sweep's own checkpoints."""
 
 
 def run_unit(

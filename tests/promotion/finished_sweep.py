@@ -24,8 +24,9 @@ from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.promote import Options
 from finetune_sweep.record import TrialRecord
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,8 +17,9 @@ from finetune_sweep.mlflow_uri import artifact_location, tracking_uri
 from finetune_sweep.plan import make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 from tests.promotion.finished_sweep import Opened, Trained, here, hold
 from tests.tasks.models import CASES
 

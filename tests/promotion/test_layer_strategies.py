@@ -15,8 +15,9 @@ from finetune_sweep.layout import Layout
 from finetune_sweep.plan import make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.train.weights import read_config
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 from tests.promotion.finished_sweep import Trained, here, hold
 from tests.promotion.test_every_task import serve
 from tests.tasks.models import CASES

@@ -21,8 +21,9 @@ from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks.contract import Encoded, Ragged, load_tokenizer
 from finetune_sweep.train import weights
 from finetune_sweep.trial import Trial
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 
 if TYPE_CHECKING:
     from tests.conftest import WriteSweep

@@ -12,8 +12,9 @@ from finetune_sweep.events import Evaluated, TrialEnded
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,8 +14,9 @@ from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.train import robustness
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 
 if TYPE_CHECKING:
     from tests.conftest import WriteSweep

@@ -25,8 +25,9 @@ from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import weights
 from finetune_sweep.trial import WorkUnit
 from finetune_sweep.tune import resume, watch
+from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
-from finetune_sweep.tune.worker import Assignment, run_unit
+from finetune_sweep.tune.worker import run_unit
 
 if TYPE_CHECKING:
     from tests.conftest import WriteSweep
