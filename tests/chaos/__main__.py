@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -92,28 +93,41 @@ class Run:
         return any(text in fault for text in self.only)
 
     def carry_out(self) -> None:
-        """Everything that was asked for and is not done yet."""
+        """Everything that was asked for and is not done yet, in two lanes: a session waits more than it computes."""
         base = self.work / "base"
         build_base(base)
-        self.points(base)
-        self.yaml()
-        self.controls()
         faults = [*ENDING, *SURVIVED, *AFTER]
         goals = Counter({name: self.size.runs for name in faults if self.is_wanted(name)})
         if "disk full" in goals and not chains.can_mount():
             del goals["disk full"]
             self.notes["disk full"] = "skipped: a disk of its own needs root"
         alone = [name for name in ALONE if self.is_wanted(name)]
-        if goals or alone:
-            known = self.reference("moments", MOMENT)
-            ground = Ground(self.work, base, known, self.size.lock_s)
-            for name in Random(self.seed).sample(alone, len(alone)):
-                self.alone(name, ground)
-            with ground.stack:
-                chains.run(ground, self.journal, goals, Drawn(self.seed, self.is_late), self.say)
+        known = self.reference("moments", MOMENT) if goals or alone else None
+        with ThreadPoolExecutor(2) as lanes:
+            both = [lanes.submit(self.sweeps_of_their_own, base, alone, known)]
+            both.append(lanes.submit(self.many_to_a_sweep, base, goals, known))
+        for lane in both:
+            lane.result()
         for name in (*goals, *alone):
             if self.is_late() and not self.journal.tried(name):
                 self.missed.append(name)
+
+    def sweeps_of_their_own(self, base: Path, alone: Sequence[str], known: Undisturbed | None) -> None:
+        """The first lane: each operation, what is tried without protection, and faults that need a sweep each."""
+        self.points(base)
+        self.controls()
+        if known is not None:
+            ground = Ground(self.work, base, known, self.size.lock_s)
+            for name in Random(self.seed).sample(alone, len(alone)):
+                self.alone(name, ground)
+
+    def many_to_a_sweep(self, base: Path, goals: Counter[str], known: Undisturbed | None) -> None:
+        """The second lane: sweep files, and faults at random moments, several to each sweep."""
+        self.yaml()
+        if goals and known is not None:
+            ground = Ground(self.work, base, known, self.size.lock_s)
+            with ground.stack:
+                chains.run(ground, self.journal, goals, Drawn(self.seed, self.is_late), self.say)
 
     def points(self, base: Path) -> None:
         """Every point of each course once, or a sample of them."""

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from random import Random
+from threading import Lock
 from typing import Final
 
 from finetune_sweep.record import replay
@@ -48,6 +49,7 @@ class Journal:
 
     file: Path
     rows: list[Row] = field(default_factory=list)
+    lock: Lock = field(default_factory=Lock)
 
     def __post_init__(self) -> None:
         if self.file.exists():
@@ -57,8 +59,8 @@ class Journal:
 
     def add(self, row: Row) -> None:
         """Notes what was tried."""
-        self.rows.append(row)
-        with self.file.open("a", encoding="utf-8") as file:
+        with self.lock, self.file.open("a", encoding="utf-8") as file:
+            self.rows.append(row)
             file.write(json.dumps(asdict(row)) + "\n")
 
     def fired(self, fault: str) -> int:
