@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -21,6 +24,9 @@ from finetune_sweep.exchange import exchange
 
 MANIFEST: Final = "manifest.json"
 _BLOCK_BYTES: Final = 1 << 20
+_TEMPORARY: Final = "finetune_sweep-"
+_LEFT_S: Final = 60.0
+"""A temporary folder that nobody holds is new before this, and left by a kill after it."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -130,6 +136,37 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder on this machine that is gone after the block; what kills left of such folders goes first.
+
+    Its process holds a lock on it, by which another one sees that it is in use.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError), _held(left):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with _held(folder):
+            yield folder
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder.
+
+    Raises:
+        OSError: If another process has it, or the folder is not ours to open.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from finetune_sweep import card
 from finetune_sweep.assembly import load_as_user
 from finetune_sweep.challenge import CHALLENGER, CHAMPION, challenge
+from finetune_sweep.durable import temporary_folder
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.events import Promoted
 from finetune_sweep.journal import Journal
@@ -185,8 +185,8 @@ def _create_version(
     logged = client.create_logged_model(
         run.info.experiment_id, plan.sweep.name, run_id, tags, dict(run.data.params), plan.sweep.task
     )
-    with tempfile.TemporaryDirectory(prefix="finetune_sweep-") as folder:
-        local = Path(folder) / "model"
+    with temporary_folder() as folder:
+        local = folder / "model"
         _save_for_registry(local, plan, layout.best, run_id, logged.model_id)
         client.log_model_artifacts(logged.model_id, str(local))
     client.finalize_logged_model(logged.model_id, "READY")

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import hashlib
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from finetune_sweep.durable import temporary_folder
 from finetune_sweep.errors import SweepError
 from finetune_sweep.package import SWEEP_FILE, pack
 from finetune_sweep.spec import Sweep
@@ -60,8 +60,8 @@ def submit(sweep: Sweep, address: str, shared: Sequence[Path], say: Say) -> int:
     cluster = Cluster(address)
     cluster.check_access()
     jobs = Jobs(cluster, sweep)
-    with tempfile.TemporaryDirectory(prefix="finetune_sweep-") as folder:
-        file = Path(folder) / "package.zip"
+    with temporary_folder() as folder:
+        file = folder / "package.zip"
         digest = pack(sweep, shared).write(file)
         running = jobs.running()
         if running is None:

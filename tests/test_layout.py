@@ -22,6 +22,7 @@ from finetune_sweep.durable import (
     remove_folder,
     remove_leftovers,
     sha256,
+    temporary_folder,
     write_atomic,
 )
 from finetune_sweep.errors import StorageError, SweepLocked, UserError
@@ -373,3 +374,28 @@ def test_a_path_of_the_journal_that_leads_out_of_the_sweep_is_refused(path: str,
     assert layout.within("trials/a/epoch-0001") == layout.root / "trials" / "a" / "epoch-0001"
     with pytest.raises(StorageError, match="leads out of its trials"):
         layout.within(path)
+
+
+def test_a_temporary_folder_that_a_kill_left_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    in_another_process(
+        """
+        import os, signal
+        from finetune_sweep.durable import temporary_folder
+        with temporary_folder() as folder:
+            (folder / "model").write_bytes(b"weights")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+    )
+    (left,) = tmp_path.iterdir()
+
+    with temporary_folder() as new:
+        assert left.exists()  # it may be that of a process that has not locked it yet
+        os.utime(left, (0, 0))
+        os.utime(new, (0, 0))
+        with temporary_folder() as newest:
+            assert sorted(tmp_path.iterdir()) == sorted([new, newest])
+    assert list(tmp_path.iterdir()) == []

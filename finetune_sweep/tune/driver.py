@@ -7,7 +7,6 @@ that on; what Tune itself thinks of a trial is never asked.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any, Final
 from ray import tune
 
 from finetune_sweep import disk, siblings
-from finetune_sweep.durable import check_folder, remove_folder, write_atomic
+from finetune_sweep.durable import check_folder, remove_folder, temporary_folder, write_atomic
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, CheckpointWritten, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
@@ -190,7 +189,7 @@ class Driver:
         context = replace(self.plan, trials=())
         trainable = tune.with_parameters(UnitTrainable, plan=context, layout=self.layout)
         recorder = _Recorder(self)
-        with tempfile.TemporaryDirectory(prefix="finetune_sweep-", ignore_cleanup_errors=True) as folder:
+        with temporary_folder() as folder:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, self.engine.resources),
                 tune_config=tune.TuneConfig(
@@ -200,7 +199,7 @@ class Driver:
                     reuse_actors=True,
                 ),
                 run_config=tune.RunConfig(
-                    storage_path=folder,
+                    storage_path=str(folder),
                     callbacks=[recorder],
                     verbose=0,
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

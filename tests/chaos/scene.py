@@ -234,6 +234,7 @@ class Session:
             MARKER: str(self.scene.folder),
             "PYTHONPATH": os.pathsep.join(paths),
             "RAY_TMPDIR": str(self.scene.ray),
+            "TMPDIR": str(self.scene.ray),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }
