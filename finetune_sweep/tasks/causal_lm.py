@@ -130,11 +130,10 @@ def _pairs(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | None, written: Sequence[str], max_length: int
 ) -> Iterator[tuple[list[int], list[int]]]:
     """The tokens of each prompt and of the text after it, no more than `max_length` together."""
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     if prompts is None:
-        for ids in texts.token_ids(tokenizer, written, max_length):
-            yield [], ids if ids[-1:] == end else [*ids, *end][:max_length]
+        yield from (([], ids) for ids in texts.ended(tokenizer, written, max_length))
         return
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     for prompt, text in zip(prompts, written, strict=True):
         before = tokenizer(f"{prompt}\n")["input_ids"]
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end][: max_length - 1]

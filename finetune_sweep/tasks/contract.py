@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -42,8 +42,37 @@ Kind = Literal["text", "class", "labels", "tokens", "tags", "number", "image", "
 picture, as the bytes of its file; the boxes in a picture."""
 
 
-Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor"
-"""What makes the inputs of a model: a tokenizer, or for pictures an image processor."""
+@dataclass(frozen=True)
+class PictureReader:
+    """Both of what a model needs that reads pictures and writes texts; they lie in one folder.
+
+    Args:
+        image_processor: Makes its inputs.
+        tokenizer: Makes tokens of the texts, and texts of the tokens that it writes.
+    """
+
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills the texts of a batch."""
+        return int(self.tokenizer.pad_token_id)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes both, as their classes do."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor | PictureReader"
+"""What makes the inputs of a model: a tokenizer, or for pictures an image processor, or both."""
+
+
+def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer among what makes the inputs of a model that reads or writes texts."""
+    found = processor.tokenizer if isinstance(processor, PictureReader) else processor
+    return cast("PreTrainedTokenizerBase", found)
 
 
 class Box(NamedTuple):

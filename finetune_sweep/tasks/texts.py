@@ -44,6 +44,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
     return found
 
 
+def ended(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Returns what `token_ids` does, with the token that ends a text where the tokenizer adds none."""
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return [
+        ids if ids[-1:] == end else [*ids, *end][:max_length]
+        for ids in token_ids(tokenizer, texts, max_length)
+    ]
+
+
 def encoded(rows: Dataset, processor: Processor, max_length: int) -> dict[str, Ragged]:
     """Returns `input_ids` of the columns `PAIR`, ragged, with the tokenizer's special tokens.
 
