@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks import TASKS, wording
+from finetune_sweep.tasks.contract import Predictions
 from tests.sweeps.aims import AIMS, Finding, error_rate, sounds
+from tests.sweeps.captions import constant, first_of, shuffled
 
 SWEEPS = Path(__file__).resolve().parent.parent.parent / "sweeps"
 
@@ -34,3 +37,18 @@ def test_an_aim_says_which_way_is_better() -> None:
     assert Finding("test accuracy", 0.9, 0.9, least=True).met
     assert not Finding("test error", 0.3, 0.2, least=False, why="half").met
     assert Finding("test error", 0.3, 0.2, least=False, why="half").aim == "at most 0.2, half"
+
+
+def test_a_captioner_is_held_against_one_text_for_all_and_the_texts_of_others() -> None:
+    right = ["peru flag", "chad flag", "red heart"]
+    # "flag" is one of the two words of two names: 2 * 1 / (1 + 2) each.
+    assert constant(right, ["mali flag", "heart"], "rougeL") == pytest.approx(2 * (2 / 3) / 3)
+    codes = wording.codes(right)
+    perfect = Predictions(codes, codes, np.zeros(3, dtype=np.float32))
+    # Of the six wrong pairs, two have one of two words in common.
+    assert shuffled(perfect, "rougeL") == pytest.approx(2 * 0.5 / 6)
+
+
+def test_the_right_one_of_ten_has_less_loss_than_all_others() -> None:
+    losses = np.array([[1.0, 2.0, 3.0, 1.0], [2.0, 1.0, 4.0, 1.0], [3.0, 3.0, 5.0, 2.0]], dtype=np.float32)
+    assert first_of(losses) == 0.5
