@@ -169,6 +169,7 @@ HOMES = {
         "finetune_sweep.mlflow_store",
         "finetune_sweep.served",
         "finetune_sweep.served_pictures",
+        "finetune_sweep.served_captions",
         "finetune_sweep.registry",
     ),
     "optuna": ("finetune_sweep.tune.suggest",),

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from datasets import Dataset
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,10 +39,6 @@ class Writing(Task):
 
     packs = False
     metrics = _METRICS
-
-    def classes(self, train: Dataset) -> tuple[str, ...]:  # noqa: ARG002
-        """Returns none."""
-        return ()
 
     def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
         """Loads the model; only the layer that makes words of states may be new.
