@@ -213,7 +213,13 @@ def _names(done: Done) -> Finding:
 def _among_ten(done: Done) -> Finding:
     bound = 1 / CHOICES + 3 * math.sqrt((1 - 1 / CHOICES) / CHOICES / done.plan.rows["test"])
     why = "three standard errors above chance"
-    return Finding("the right one of ten names", _captioned(done).chosen(), bound, least=True, why=why)
+    return Finding(
+        "the right one of ten names, by what the picture adds",
+        _captioned(done).chosen(),
+        bound,
+        least=True,
+        why=why,
+    )
 
 
 AIMS: Final[Mapping[str, Sequence[Callable[[Done], Finding]]]] = {

@@ -53,9 +53,8 @@ class Captioned:
         )
 
     def chosen(self) -> float:
-        """The part of the pictures whose own text has the least loss of ten: it, and those of the next nine rows."""
-        losses = np.stack([self._losses(shift) for shift in range(CHOICES)])
-        return first_of(losses)
+        """The part of the pictures that lower the loss of their own text most, of it and those of the next nine rows."""
+        return first_of(lowered(np.stack([self._losses(shift) for shift in range(CHOICES)])))
 
     def _losses(self, shift: int) -> NDArray[np.float32]:
         """The loss of each picture with the text of another row, shape `(rows,)`."""
@@ -71,6 +70,20 @@ class Captioned:
                 batch = self._task.collate(encoded, rows, self._pad)
                 found.append(self._task.losses(self._forward(batch), batch).numpy())
         return np.concatenate(found)
+
+
+def lowered(losses: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far the loss of each text lies from its mean over the pictures that it was tried with.
+
+    The loss alone is that of common texts, whatever the picture.
+
+    Args:
+        losses: Shape `(choices, rows)`: of each picture, with the text of the row that is so many further on.
+    """
+    choices, rows = losses.shape
+    places = np.arange(rows)
+    of_text = np.mean([losses[shift, (places - shift) % rows] for shift in range(choices)], axis=0)
+    return np.stack([losses[shift] - of_text[(places + shift) % rows] for shift in range(choices)])
 
 
 def first_of(losses: NDArray[np.float32]) -> float:
