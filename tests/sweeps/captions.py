@@ -53,7 +53,7 @@ class Captioned:
         )
 
     def chosen(self) -> float:
-        """The part of the pictures that lower the loss of their own text most, of it and those of the next nine rows."""
+        """The part of the pictures that lower the loss of their own text most, beside those of the next nine rows."""
         return first_of(lowered(np.stack([self._losses(shift) for shift in range(CHOICES)])))
 
     def _losses(self, shift: int) -> NDArray[np.float32]:
