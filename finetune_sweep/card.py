@@ -253,6 +253,8 @@ def _robustness(found: Robustness, sweep: Sweep) -> list[str]:
 def _loading(evidence: Evidence) -> str:
     task, length = TASKS[evidence.plan.sweep.task], evidence.trial.max_length
     auto = task.auto_model
+    if task.pipeline == "image-to-text":
+        return _captioning(auto)
     if any(column.kind == "image" for column in task.columns):
         processor, argument, call, cut = "AutoImageProcessor", "image_processor", '"picture.png"', ""
     else:
@@ -286,6 +288,24 @@ model = {auto}.from_pretrained("./best"{trust})
 ```
 
 {cut}{f"Classes: {classes}." if classes else ""}""".rstrip()
+
+
+def _captioning(auto: str) -> str:
+    """How a model is used that writes about pictures: transformers has no pipeline for it."""
+    return f"""\
+From the folder that holds this one:
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("./best")
+image_processor = AutoImageProcessor.from_pretrained("./best")
+tokenizer = AutoTokenizer.from_pretrained("./best")
+given = image_processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")
+written = model.generate(pixel_values=given.pixel_values)
+print(tokenizer.decode(written[0], skip_special_tokens=True))
+```"""
 
 
 def _data(evidence: Evidence) -> list[str]:

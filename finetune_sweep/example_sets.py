@@ -19,8 +19,13 @@ if TYPE_CHECKING:
 ADDRESSES = "usaddress-0.5.16/training/labeled.xml"
 DIGITS = "mnist_5k.csv.gz"
 WORDS = "package/index.js"
+EMOJI = "package/emoji.json"
+EMOJI_SHEET = "package/img/google/sheets/64.png"
 ASPECTS = ("challenge", "approach", "outcome")
 _WORD = re.compile(r"""\s*"?(?P<word>[a-z']+)"?: "(?P<phonemes>[^"]+)",?""")
+_EMOJI_SIDE = 64  # with a border of one pixel on the sheet
+_ANYONE = frozenset({"1F468", "1F469", "1F9D1", "200D", "2640", "2642", "FE0F", "27A1"})
+"""Code points that say who does something (man, woman, person), which way they face, or join the others."""
 _SIDE = 28
 _CANVAS = 48
 _INK = 40  # what is darker is the background around a digit
@@ -189,3 +194,33 @@ def convert_pronunciations(source: Path, target: Path) -> None:
             phonemes = re.sub(r"\d", "", found["phonemes"].partition("#")[0])  # what follows is a remark
             rows.append({"word": found["word"], "phonemes": phonemes.strip()})
     _write(rows, target / "train.jsonl")
+
+
+def convert_emoji(source: Path, target: Path) -> None:
+    """Writes each emoji as png of 64 x 64 pixels on white, with its name in lower case.
+
+    Variants of one, such as a man and a woman at the same sport, and emoji with the same picture have one `group`.
+    """
+    import pyarrow as pa
+    from PIL import Image
+    from pyarrow import parquet
+
+    emoji = json.loads((source / EMOJI).read_bytes())
+    with Image.open(source / EMOJI_SHEET) as opened:
+        sheet = Image.new("RGBA", opened.size, "white")
+        sheet.alpha_composite(opened.convert("RGBA"))
+    table: dict[str, list[object]] = {"image": [], "name": [], "group": []}
+    groups: dict[bytes, str] = {}
+    for each in emoji:
+        left, top = ((_EMOJI_SIDE + 2) * each[f"sheet_{axis}"] + 1 for axis in "xy")
+        picture = _png(sheet.crop((left, top, left + _EMOJI_SIDE, top + _EMOJI_SIDE)).convert("RGB"))
+        table["image"].append(picture)
+        table["name"].append(each["name"].lower())
+        table["group"].append(groups.setdefault(picture, _emoji_group(each["name"], each["unified"])))
+    parquet.write_table(pa.table(table), target / "train.parquet")
+
+
+def _emoji_group(name: str, code_points: str) -> str:
+    if name.startswith("FAMILY"):
+        return "family"
+    return "-".join(code for code in code_points.split("-") if code not in _ANYONE) or "person"

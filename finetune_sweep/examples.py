@@ -333,6 +333,25 @@ DATA: Mapping[str, Example] = {
         ),
         convert=example_sets.convert_pronunciations,
     ),
+    "emoji-captions": Example(
+        description="1,911 emoji as Google draws them, 64 x 64 pixels, with their names; `group` is one for variants",
+        licence="Apache-2.0",
+        version="16.0.0",
+        packages=(
+            Package(
+                "emoji-datasource-google",
+                "16.0.0",
+                place="emoji-datasource-google-16.0.0.tgz",
+                files={
+                    example_sets.EMOJI: "1d602e65be88772bf8cc368ce16b855d719eeddbafe128d471b80203f494d29f",
+                    example_sets.EMOJI_SHEET: "795a0c598d162c9a4aae23f2188c607b8c9bc1912cb7d84382459f8de91a3ae1",
+                },
+                is_source=True,
+                registry="npm",
+            ),
+        ),
+        convert=example_sets.convert_emoji,
+    ),
     "us-addresses": Example(
         description="1,513 addresses of the United States, each word with one of 29 labels",
         licence="MIT",

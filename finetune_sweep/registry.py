@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 
 _ALL_TAGS: Final[Mapping[str, list[str]]] = {"ignore_labels": []}
 """For the pipeline: MLflow 3.17 fails on a text of which a pipeline says nothing, as it does where all tags are O."""
-_SERVED: Final[Mapping[str, str]] = {"object-detection": "served_pictures.py"}
-"""What serves pipelines that MLflow's flavour does not know."""
+_SERVED: Final[Mapping[str, str]] = {
+    "object-detection": "served_pictures.py",
+    "image-to-text": "served_captions.py",
+    "text2text-generation": "served.py",
+}
+"""What serves where transformers has no such pipeline, or MLflow's flavour does not know it."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -201,15 +205,14 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     import mlflow.transformers
     from huggingface_hub import ModelCard
     from mlflow.models import Model
-    from transformers.pipelines import get_supported_tasks
 
     task = TASKS[plan.sweep.task]
     model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
     requirements = [_requirement(package) for package in ("mlflow", "torch", "transformers")]
-    if task.pipeline not in get_supported_tasks() or task.pipeline in _SERVED:
+    if task.pipeline in _SERVED:
         mlflow.pyfunc.save_model(
             str(target),
-            python_model=str(Path(__file__).with_name(_SERVED.get(task.pipeline, "served.py"))),
+            python_model=str(Path(__file__).with_name(_SERVED[task.pipeline])),
             artifacts={"model": str(folder)},
             mlflow_model=model,
             signature=_signature(task),
@@ -220,7 +223,7 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     pictures = any(column.kind == "image" for column in task.columns)
     parts = {
         "model": load_as_user(folder, plan),
-        "image_processor" if pictures else "tokenizer": load_processor(folder),
+        "image_processor" if pictures else "tokenizer": load_processor(folder, task),
     }
     with quiet_loading():
         mlflow.transformers.save_model(
@@ -246,7 +249,7 @@ def _signature(task: Task) -> ModelSignature:
     from mlflow.types.schema import ColSpec, Schema
 
     match task.pipeline:
-        case "token-classification" | "text-generation" | "text2text-generation":
+        case "token-classification" | "text-generation" | "text2text-generation" | "image-to-text":
             outputs: Schema | None = Schema([ColSpec("string")])
         case "image-classification" | "object-detection":
             outputs = None

@@ -26,6 +26,7 @@ TaskName = Literal[
     "causal-lm",
     "image-classification",
     "image-tagging",
+    "image-captioning",
     "object-detection",
 ]
 Device = Literal["auto", "cuda", "mps", "cpu"]

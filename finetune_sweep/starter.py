@@ -6,14 +6,11 @@ of the data as a sweep prepares them, so whatever a sweep would refuse is refuse
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,22 +18,12 @@ from finetune_sweep import yamlio
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.examples import MODELS
 from finetune_sweep.spec import Data, Split
+from finetune_sweep.starter_rows import Guess, guess_columns, guess_task, peek, peeked_file, refuse_regression
 from finetune_sweep.sweepfile import default_cache
 
 if TYPE_CHECKING:
     from finetune_sweep.train.data import Prepared
 
-_TEXT_NAMES: Final = (
-    *("text", "sentence", "review", "content", "body", "message", "comment", "tweet", "document", "abstract"),
-    *("question", "utterance", "description", "title"),
-)
-_LABEL_NAMES: Final = (
-    *("label", "class", "category", "sentiment", "stars", "rating", "labels", "target", "topic", "intent"),
-    *("emotion", "tag"),
-)
-_SUFFIXES: Final = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
-_LOOKED_AT: Final = 20_000
-_MOST_NUMBERS: Final = 50
 _FEW_ROWS: Final = 500
 _VERY_FEW_TO_TRAIN: Final = 200
 _FEW_TO_TRAIN: Final = 2000
@@ -45,14 +32,13 @@ _LENGTHS: Final = (32, 64, 128, 256, 512)
 _EXAMPLE: Final = "minilm-l6"
 _SAME_ON_THE_HUB: Final = "sentence-transformers/all-MiniLM-L6-v2"
 
-Rows = Sequence[Mapping[str, object]]
-
 
 def write_sweep(data: Path, output: Path | None, cache: Path | None = None) -> Path:
-    """Writes a sweep over text data.
+    """Writes a sweep over texts or pictures; which task it is for is told from the data.
 
     Args:
-        data: A csv, tsv, json, jsonl or parquet file, or a folder of splits or classes.
+        data: A csv, tsv, json, jsonl, parquet or CoNLL file, COCO json, or a folder of splits, of classes, or of
+            pictures with a table.
         output: The file to write; by default it is named for the data, in the working directory.
         cache: Where the prepared data are kept, for the run that follows.
 
@@ -60,7 +46,7 @@ def write_sweep(data: Path, output: Path | None, cache: Path | None = None) -> P
         The file that was written, absolute.
 
     Raises:
-        UserError: The data are no table of texts with classes, or the file exists.
+        UserError: The data are for none of the tasks that are guessed, or the file exists.
     """
     from finetune_sweep.tasks import TASKS
     from finetune_sweep.train.data import prepare
@@ -72,13 +58,17 @@ def write_sweep(data: Path, output: Path | None, cache: Path | None = None) -> P
     target = (output if output is not None else Path(f"{name}.yaml")).absolute()
     if target.exists():
         raise UserError(f"{target} exists and is not overwritten; name another file with --output")
-    settings = _settings(data.resolve())
-    prepared = prepare(settings, TASKS["text-classification"], Path(), cache or default_cache())
-    _refuse_regression(prepared.classes, str(settings.columns.get("label", "label")))
-    source = data.resolve()
-    folder = target.parent.resolve()
-    shown = source.relative_to(folder) if source.is_relative_to(folder) else source
-    text = _sweep_text(name, str(shown), settings, prepared)
+    source, folder = data.resolve(), target.parent.resolve()
+    shown = str(source.relative_to(folder) if source.is_relative_to(folder) else source)
+    guess = guess_task(source)
+    settings = _settings(source) if guess is None else Data(source=str(source), columns=dict(guess.columns))
+    task = "text-classification" if guess is None else guess.task
+    prepared = prepare(settings, TASKS[task], Path(), cache or default_cache())
+    if guess is None:
+        refuse_regression(prepared.classes, str(settings.columns.get("label", "label")))
+        text = _sweep_text(name, shown, settings, prepared)
+    else:
+        text = _short_text(name, shown, guess, prepared)
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -89,14 +79,14 @@ def write_sweep(data: Path, output: Path | None, cache: Path | None = None) -> P
 
 def _settings(data: Path) -> Data:
     """The `data:` section that the first rows suggest."""
-    peeked = _peeked_file(data)
+    peeked = peeked_file(data)
     if peeked is None:
         return Data(source=str(data))
-    rows = _peek(peeked)
+    rows = peek(peeked)
     if not rows:
         raise UserError(f"{peeked}: holds no rows")
     split = Split(validation=0.2, test=0.2) if len(rows) < _FEW_ROWS else Split()
-    return Data(source=str(data), columns=_guess_columns(rows, peeked), split=split)
+    return Data(source=str(data), columns=guess_columns(rows, peeked), split=split)
 
 
 def _beside(path: Path) -> str:
@@ -108,177 +98,6 @@ def _name(data: Path) -> str:
     """A name for the sweep, from that of the data."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", data.resolve().stem if data.is_file() else data.resolve().name)
     return plain.strip("._-")[:64] or "sweep"
-
-
-# ------------------------------------------------------------------------------------------ the first rows
-
-
-def _peeked_file(data: Path) -> Path | None:
-    """The file whose rows are looked at; None for a folder with one folder of texts a class."""
-    if data.is_file():
-        return data
-    files = [
-        file
-        for pattern in ("*", "*/*")
-        for file in sorted(data.glob(pattern))
-        if file.suffix.lower() in _SUFFIXES
-    ]
-    training = [file for file in files if str(file.relative_to(data)).lower().startswith("train")]
-    return next(iter([*training, *files]), None)
-
-
-def _peek(file: Path) -> Rows:
-    """The first rows of a file.
-
-    Raises:
-        UserError: It cannot be read as a table.
-    """
-    from finetune_sweep.train.tables import reader_of
-
-    readers = {"csv": _csv_rows, "json": _json_rows, "parquet": _parquet_rows}
-    reader = reader_of(file)
-    if reader is None:
-        raise UserError(
-            f"{file}: must be one of {', '.join(sorted(_SUFFIXES))}, got {file.suffix or 'no ending'}"
-        )
-    try:
-        rows = list(itertools.islice(readers[reader](file), _LOOKED_AT))
-    except (OSError, ValueError, csv.Error) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file}: is no table that can be read: {first}") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{file}: must hold one object a row, with the same keys; got {str(rows[0])[:60]}")
-    return rows
-
-
-def _csv_rows(file: Path) -> Iterator[Mapping[str, object]]:
-    from finetune_sweep.train.tables import csv_rows, separator_of
-
-    rows = csv_rows(file)
-    header = next(rows, [])
-    if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
-        raise ValueError(
-            f"its columns are separated by {other!r}, a {file.suffix} file has {separator_of(file)!r}"
-        )
-    for row in rows:
-        yield dict(itertools.zip_longest(header, row[: len(header)]))
-
-
-def _json_rows(file: Path) -> Iterator[Mapping[str, object]]:
-    text = file.read_text(encoding="utf-8-sig")
-    if file.suffix.lower() == ".json" and text.lstrip().startswith("["):
-        yield from json.loads(text)
-        return
-    yield from (json.loads(line) for line in text.splitlines() if line.strip())
-
-
-def _parquet_rows(file: Path) -> Iterator[Mapping[str, object]]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
-
-
-# -------------------------------------------------------------------------------------------- the columns
-
-
-@dataclass(frozen=True)
-class _Column:
-    """What the first rows say about a column; `values` are those that are not missing, as texts."""
-
-    name: str
-    values: Sequence[str]
-    is_plain: bool
-
-    @property
-    def mean_length(self) -> float:
-        return sum(map(len, self.values)) / max(len(self.values), 1)
-
-    @property
-    def distinct(self) -> int:
-        return len(set(self.values))
-
-    @property
-    def is_numeric(self) -> bool:
-        return all(map(_is_number, self.values))
-
-    @property
-    def could_be_text(self) -> bool:
-        return self.is_plain and bool(self.values) and not self.is_numeric
-
-    @property
-    def could_be_label(self) -> bool:
-        most = _MOST_NUMBERS if self.is_numeric else len(self.values) / 2
-        return self.is_plain and 2 <= self.distinct <= most and self.mean_length < 50
-
-
-def _guess_columns(rows: Rows, file: Path) -> dict[str, str | int]:
-    """The columns that hold the text and the label: by name, else by shape.
-
-    Raises:
-        UserError: There are none, the labels are measurements, or there is one class.
-    """
-    names = dict.fromkeys(name for row in rows[:1000] for name in row if name.strip())
-    columns = [_column(name, rows) for name in names]
-    listed = f"it has {', '.join(column.name for column in columns)}"
-    named = _by_name(columns, _LABEL_NAMES)
-    texts = [column for column in columns if column.could_be_text and column != named]
-    text = _by_name(texts, _TEXT_NAMES) or max(texts, key=lambda column: column.mean_length, default=None)
-    if text is None:
-        raise UserError(f"{file}: no column holds texts; {listed}")
-    if named is not None:
-        _check_label(named, file)
-        return {"text": text.name, "label": named.name}
-    labels = [column for column in columns if column.could_be_label and column != text]
-    if not labels:
-        raise UserError(f"{file}: no column looks like a label (a few values that repeat); {listed}")
-    return {"text": text.name, "label": min(labels, key=lambda column: column.distinct).name}
-
-
-def _column(name: str, rows: Rows) -> _Column:
-    present = [value for row in rows if (value := row.get(name)) is not None and value != ""]
-    is_plain = all(isinstance(value, str | int | float) for value in present)
-    return _Column(name, [str(value).strip() for value in present], is_plain)
-
-
-def _by_name(columns: Sequence[_Column], names: Sequence[str]) -> _Column | None:
-    """The column with one of these names, else with one of them as a word of its own; earlier names first."""
-    for words in (lambda name: [name.lower()], lambda name: re.split(r"[^a-z]+", name.lower())):
-        for wanted in names:
-            for column in columns:
-                if column.is_plain and wanted in words(column.name):
-                    return column
-    return None
-
-
-def _check_label(column: _Column, file: Path) -> None:
-    if column.is_numeric:
-        _refuse_regression(set(column.values), column.name)
-    if column.distinct < 2:
-        found = f"only {column.values[0]!r}" if column.values else "nothing"
-        raise UserError(f"{file}: classification needs at least two classes, {column.name!r} holds {found}")
-    if not column.could_be_label:
-        raise UserError(
-            f"{file}: {column.name!r} has {column.distinct:,} values in {len(column.values):,} rows,"
-            " these are no classes"
-        )
-
-
-def _refuse_regression(classes: Sequence[str] | set[str], column: str) -> None:
-    if len(classes) > _MOST_NUMBERS and all(map(_is_number, classes)):
-        raise UserError(
-            f"{column!r} has {len(classes):,} different numbers: that is regression, text-classification"
-            f" takes up to {_MOST_NUMBERS} of them as classes"
-        )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------ the YAML
@@ -308,6 +127,59 @@ def _sweep_text(name: str, source: str, settings: Data, prepared: Prepared) -> s
     return "\n".join(lines) + "\n"
 
 
+def _line(setting: str, comment: str) -> str:
+    return f"{setting:<35}  # {comment}"
+
+
+_STARTS: Final[Mapping[str, tuple[str, str, str, str]]] = {
+    "token-classification": ("", "2e-5, 5e-5, 1e-4", "f1", "of whole entities"),
+    "image-classification": (
+        _line("model: hub:google/vit-base-patch16-224-in21k", "or ./folder"),
+        "5e-5, 2e-4",
+        "accuracy",
+        "of the validation rows",
+    ),
+    "image-captioning": (
+        _line("model: ./vit-gpt2", "a folder; docs/tasks.md has the lines that make it"),
+        "3e-5, 1e-4",
+        "rougeL",
+        "words in common, in order",
+    ),
+    "object-detection": (
+        _line("model: hub:hustvl/yolos-tiny", "or ./folder"),
+        "2e-5, 5e-5",
+        "map",
+        "average precision",
+    ),
+}
+"""What a first sweep starts from: the model, "" for that of texts; learning rates; the metric, and what it is."""
+
+
+def _short_text(name: str, source: str, guess: Guess, prepared: Prepared) -> str:
+    """The sweep file of another task than text classification."""
+    model, rates, metric, meaning = _STARTS[guess.task]
+    rows = ", ".join(f"{split} {len(part):,}" for split, part in prepared.splits.items())
+    columns = ", ".join(f"{column}: {_scalar(str(theirs))}" for column, theirs in guess.columns.items())
+    lines = [
+        f"# Fine-tunes a model for {guess.task} on {_comment(source)}; `task` was guessed from the data.",
+        f"# Rows: {rows}." + (f" {len(prepared.classes)} classes." if prepared.classes else ""),
+        *(f"# {_comment(line)}" for line in (*prepared.report, *prepared.notes)),
+        f"name: {_scalar(name)}",
+        f"task: {guess.task}",
+        model or _model_line(),
+        "data:",
+        f"  source: {_scalar(source)}",
+        *([f"  columns: {{{columns}}}"] if columns else []),
+        _line("space:", "what is searched: every combination is a trial"),
+        f"  learning_rate: [{rates}]",
+        _line("  freeze_depth: [0, 50%]", "the part of the model that stays as pretrained: none, or half"),
+        _line(f"metric: {metric}", meaning),
+        "training: {epochs: 3, lr_schedule: {type: linear, warmup_steps: 20}}",
+        _line("resources_per_trial: {cpu: 1}", "gpu: 1 gives each trial a GPU"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _searched(rows: int) -> tuple[str, str, str]:
     """Learning rates and epochs for a number of training rows, and what the file says about how many they are.
 
@@ -326,10 +198,6 @@ def _selection_line(rows: int) -> str:
     return _line(
         "selection: {finalists: 3, seeds: 3}", "the best few again, beside a baseline, on fresh seeds"
     )
-
-
-def _line(setting: str, comment: str) -> str:
-    return f"{setting:<35}  # {comment}"
 
 
 def _seen_lines(prepared: Prepared) -> Iterator[str]:

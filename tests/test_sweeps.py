@@ -26,6 +26,8 @@ TRIALS: Mapping[str, int] = {
     "lora": 17,
     "mnist": 2,
     "mnist_hub": 9,
+    "emoji": 2,
+    "captions_hub": 4,
     "scenes": 2,
     "scenes_hub": 4,
     "addresses": 4,

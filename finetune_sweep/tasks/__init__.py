@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.tasks.causal_lm import CausalLM
+from finetune_sweep.tasks.image_captioning import ImageCaptioning
 from finetune_sweep.tasks.image_classification import ImageClassification
 from finetune_sweep.tasks.object_detection import ObjectDetection
 from finetune_sweep.tasks.text_classification import TextClassification
@@ -26,6 +27,7 @@ TASKS: Final[Mapping[str, Task]] = {
     "causal-lm": CausalLM(),
     "image-classification": ImageClassification(),
     "image-tagging": ImageClassification(several=True),
+    "image-captioning": ImageCaptioning(),
     "object-detection": ObjectDetection(),
 }
 """A new task is one file, one line here, and one row in the documents."""

@@ -118,6 +118,28 @@ def corners(boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
+def as_said(logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Returns what was said as `score` takes it, shape `(batch, said, 6)`.
+
+    Args:
+        logits: Shape `(batch, said, classes + 1)`, the last one for no box.
+        boxes: Shape `(batch, said, 4)`: centre, width and height.
+    """
+    import torch
+
+    chance, label = logits.float().softmax(dim=-1)[..., :-1].max(dim=-1)
+    return torch.cat([label[..., None], chance[..., None], corners(boxes.float())], dim=-1)
+
+
+def as_right(labels: torch.Tensor) -> torch.Tensor:
+    """Returns what is right as `score` takes it, shape `(batch, most, 6)`; `labels` are as in `set_losses`."""
+    import torch
+
+    known = labels[..., :1] != IGNORED
+    right = torch.cat([labels[..., :1], torch.ones_like(known), corners(labels[..., 1:])], dim=-1)
+    return right.masked_fill(~known, IGNORED)
+
+
 def score(predictions: Predictions, classes: int) -> dict[str, float]:
     """Returns the metrics of COCO's evaluation (Lin et al. 2014); 0 where there is no right box at all.
 

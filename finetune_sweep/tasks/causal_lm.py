@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task
+from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task, tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
 
@@ -41,19 +41,14 @@ class CausalLM(Task):
     )
     metrics = _METRICS
 
-    def classes(self, train: Dataset) -> tuple[str, ...]:  # noqa: ARG002
-        """Returns none."""
-        return ()
-
     def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:  # noqa: ARG002
         """Returns `input_ids` and `labels`, both ragged and equally long; `IGNORED` for the tokens of a prompt.
 
         A text ends with the token that says so, and is cut after `max_length` tokens. A prompt stands before it on
         lines of its own; one that is too long beside its text loses its beginning.
         """
-        tokenizer = cast("PreTrainedTokenizerBase", processor)
         prompts = list(rows["prompt"]) if "prompt" in rows.column_names else None
-        pairs = list(_pairs(tokenizer, prompts, list(rows["text"]), max_length))
+        pairs = texts.prompted(tokenizer_of(processor), prompts, list(rows["text"]), max_length)
         return Encoded(
             {
                 "input_ids": Ragged.of([[*prompt, *text] for prompt, text in pairs]),
@@ -114,31 +109,12 @@ class CausalLM(Task):
         return {
             "perplexity": float(np.exp(losses / max(1.0, tokens))),
             "accuracy": float(right / max(1.0, tokens)),
-            "loss": float(np.asarray(predictions.losses, dtype=np.float64).mean()),
+            "loss": predictions.loss,
         }
-
-    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
-        """Returns the losses for `loss`; the others weigh rows by their tokens."""
-        return np.asarray(predictions.losses, dtype=np.float64) if metric == "loss" else None
 
     def input_example(self) -> list[str]:
         """Returns the beginning of a text."""
         return ["The parser fails on long"]
-
-
-def _pairs(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | None, written: Sequence[str], max_length: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The tokens of each prompt and of the text after it, no more than `max_length` together."""
-    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    if prompts is None:
-        for ids in texts.token_ids(tokenizer, written, max_length):
-            yield [], ids if ids[-1:] == end else [*ids, *end][:max_length]
-        return
-    for prompt, text in zip(prompts, written, strict=True):
-        before = tokenizer(f"{prompt}\n")["input_ids"]
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end][: max_length - 1]
-        yield before[max(0, len(before) + len(ids) - max_length) :], ids
 
 
 def _looks_ahead(model: PreTrainedModel) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -42,8 +42,37 @@ Kind = Literal["text", "class", "labels", "tokens", "tags", "number", "image", "
 picture, as the bytes of its file; the boxes in a picture."""
 
 
-Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor"
-"""What makes the inputs of a model: a tokenizer, or for pictures an image processor."""
+@dataclass(frozen=True)
+class PictureReader:
+    """Both of what a model needs that reads pictures and writes texts; they lie in one folder.
+
+    Args:
+        image_processor: Makes its inputs.
+        tokenizer: Makes tokens of the texts, and texts of the tokens that it writes.
+    """
+
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills the texts of a batch."""
+        return int(self.tokenizer.pad_token_id)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Writes both, as their classes do."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+Processor: TypeAlias = "PreTrainedTokenizerBase | BaseImageProcessor | PictureReader"
+"""What makes the inputs of a model: a tokenizer, or for pictures an image processor, or both."""
+
+
+def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer among what makes the inputs of a model that reads or writes texts."""
+    found = processor.tokenizer if isinstance(processor, PictureReader) else processor
+    return cast("PreTrainedTokenizerBase", found)
 
 
 class Box(NamedTuple):
@@ -177,6 +206,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.losses)
 
+    @property
+    def loss(self) -> float:
+        """The mean of the losses."""
+        return float(np.asarray(self.losses, dtype=np.float64).mean())
+
     @classmethod
     def join(cls, parts: Sequence[Predictions], rows: NDArray[np.int64]) -> Predictions:
         """Joins the batches of one pass and undoes their order.
@@ -292,14 +326,15 @@ class Task(Protocol):
     def metrics(self) -> Mapping[str, Mode]:
         """What `score` returns, and which way is better."""
 
-    def classes(self, train: Dataset) -> tuple[str, ...]:
+    def classes(self, train: Dataset) -> tuple[str, ...]:  # noqa: ARG002
         """Returns the classes of the training rows in their order: the place of a class is its index.
 
-        None where the answer is no choice among classes.
+        None where the answer is no choice among classes, as of a task that does not say so.
 
         Raises:
             UserError: There is nothing to tell apart.
         """
+        return ()
 
     def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:
         """Turns rows into numbers; texts are cut after `max_length` tokens.
@@ -356,7 +391,11 @@ class Task(Protocol):
         """
 
     def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
-        """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other."""
+        """Returns what each row adds to a metric that is a mean over rows, shape `(rows,)`; None for any other.
+
+        Such is the loss of any task, and nothing else of one that does not say so.
+        """
+        return np.asarray(predictions.losses, dtype=np.float64) if metric == "loss" else None
 
     def input_example(self) -> list[str]:
         """Returns inputs such as a served model takes; of a picture, the address or the bytes in base64."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from finetune_sweep.tasks import pictures, texts
 from finetune_sweep.tasks.choosing import Classification
 from finetune_sweep.tasks.contract import Encoded
@@ -14,6 +12,7 @@ from finetune_sweep.tasks.contract import Encoded
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from datasets import Dataset
     from numpy.typing import NDArray
 
@@ -36,25 +35,20 @@ class ImageClassification(Classification):
         classes: Sequence[str],
         max_length: int,  # noqa: ARG002
     ) -> Encoded:
-        """Returns `pixels` of shape `(rows, channels, height, width)`, uint8, and `labels`.
-
-        They are resized and cropped as the model's processor says; what it does to their values is left to
-        `collate`, as `scale` and `shift`, `(rows, channels)`. `max_length` has no effect.
+        """Returns what `pictures.equal` returns, and `labels`; `max_length` has no effect.
 
         Raises:
-            UserError: A row has a label that is not among the classes, or the processor makes other values.
+            UserError: A row has a label that is not among the classes, or the processor makes other values than
+                bytes, or pictures of different sizes.
         """
-        labels = self.labels(rows, classes)
-        pixels = np.stack(list(pictures.resized(rows["image"], processor)))
-        return Encoded({"pixels": pixels, **pictures.scaling(processor, len(pixels)), "labels": labels})
+        return Encoded({**pictures.equal(rows["image"], processor), "labels": self.labels(rows, classes)})
 
     def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:  # noqa: ARG002
         """Returns `pixel_values`, `(batch, channels, height, width)`, float32, and `labels` of these rows, int64."""
-        pixels, scale, shift, labels = (
-            texts.taken(encoded, name, rows) for name in ("pixels", "scale", "shift", "labels")
-        )
-        values = pixels.float() * scale[:, :, None, None] + shift[:, :, None, None]
-        return {"pixel_values": values, "labels": labels}
+        return {
+            "pixel_values": pictures.stacked(encoded, rows),
+            "labels": texts.taken(encoded, "labels", rows),
+        }
 
     def input_example(self) -> list[str]:
         """Returns a picture of one pixel, in base64."""

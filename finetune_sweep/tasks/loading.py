@@ -7,33 +7,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.tasks.contract import TOKENIZER_FILES, load_tokenizer, quiet_loading
+from finetune_sweep.tasks.contract import PictureReader, load_tokenizer, quiet_loading
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import BaseImageProcessor, PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Processor
+    from finetune_sweep.tasks.contract import Batch, Processor, Task
 
 IMAGE_PROCESSOR: Final = "preprocessor_config.json"
 WRITTEN: Final = 128
 """Tokens that a model which writes texts may write for a user, unless its folder says otherwise."""
 
 
-def load_processor(folder: Path) -> Processor:
-    """Loads what makes the inputs of a model: its tokenizer, or where it has none its image processor.
+def load_processor(folder: Path, task: Task) -> Processor:
+    """Loads what makes the inputs of a model: an image processor for pictures, a tokenizer for texts, or both.
 
     Raises:
-        UserError: The folder has neither, or it cannot be loaded.
+        UserError: The folder has it not, or it cannot be loaded.
     """
-    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    if has_tokenizer or not (folder / IMAGE_PROCESSOR).is_file():
+    kinds = {column.kind for column in task.columns}
+    if "image" not in kinds:
         return load_tokenizer(folder)
+    image_processor = _load_image_processor(folder)
+    return PictureReader(image_processor, load_tokenizer(folder)) if "text" in kinds else image_processor
+
+
+def _load_image_processor(folder: Path) -> BaseImageProcessor:
+    if not (folder / IMAGE_PROCESSOR).is_file():
+        raise UserError(f"{folder}: holds no image processor, no {IMAGE_PROCESSOR}")
     from transformers import AutoImageProcessor
 
     try:
         with quiet_loading():
-            processor: Processor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
@@ -100,6 +107,7 @@ def _what(auto_model: str) -> str:
         "SequenceClassification": "text classifier",
         "TokenClassification": "token classifier",
         "Seq2SeqLM": "model from text to text",
+        "ImageTextToText": "model from picture to text",
         "CausalLM": "model that continues texts",
         "ObjectDetection": "object detector",
     }
@@ -122,10 +130,11 @@ def let_it_write(model: PreTrainedModel) -> None:
 
     Where the folder of the model says it, that stays.
     """
-    settings = model.generation_config
+    settings, configs = model.generation_config, (model.config, model.config.get_text_config(decoder=True))
     for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
         if getattr(settings, name, None) is None:
-            setattr(settings, name, getattr(model.config, name, None))
+            found = (getattr(config, name, None) for config in configs)
+            setattr(settings, name, next((token for token in found if token is not None), None))
     if settings.max_length is None and settings.max_new_tokens is None:
         settings.max_new_tokens = WRITTEN
 
@@ -141,7 +150,8 @@ def written(model: PreTrainedModel, batch: Batch, limit: int) -> torch.Tensor:
     Returns:
         The tokens, shape `(batch, longest)`, with those that it begins with.
     """
-    given = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    names = [name for name in ("input_ids", "attention_mask", "pixel_values") if name in batch]
+    given = {name: batch[name].to(model.device) for name in names}
     found: torch.Tensor = model.generate(  # type: ignore[operator]
         **given, max_new_tokens=limit, max_length=None, do_sample=False, num_beams=1
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-import numpy as np
-
 from finetune_sweep.tasks import boxes, loading, pictures, texts
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Output, Said, Task
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
@@ -111,15 +110,8 @@ class ObjectDetection(Task):
 
     def respond(self, model: PreTrainedModel, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
         """Returns what was said and what is right, as `boxes.score` takes it."""
-        import torch
-
-        chance, label = output.logits.float().softmax(dim=-1)[..., :-1].max(dim=-1)
-        sides = boxes.corners(cast("Detected", output).pred_boxes.float())
-        said = torch.cat([label[..., None], chance[..., None], sides], dim=-1)
-        labels = batch["labels"]
-        known = labels[..., :1] != IGNORED
-        right = torch.cat([labels[..., :1], torch.ones_like(known), boxes.corners(labels[..., 1:])], dim=-1)
-        return Said(said, right.masked_fill(~known, IGNORED), losses)
+        sides = cast("Detected", output).pred_boxes
+        return Said(boxes.as_said(output.logits, sides), boxes.as_right(batch["labels"]), losses)
 
     def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
         """Returns the metrics of a split; of training rows the loss alone. All NaN where anything is not finite."""
@@ -127,11 +119,7 @@ class ObjectDetection(Task):
         if not answers.is_finite(predictions):
             return dict.fromkeys(names, float("nan"))
         found = boxes.score(predictions, len(classes)) if "map" in names else {}
-        return {**found, "loss": float(np.asarray(predictions.losses, dtype=np.float64).mean())}
-
-    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
-        """Returns the losses for `loss`; the others are no means over rows."""
-        return np.asarray(predictions.losses, dtype=np.float64) if metric == "loss" else None
+        return {**found, "loss": predictions.loss}
 
     def input_example(self) -> list[str]:
         """Returns a picture of one pixel, in base64."""

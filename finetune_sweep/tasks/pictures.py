@@ -62,6 +62,33 @@ def size(content: bytes) -> tuple[int, int]:
         return picture.size
 
 
+def equal(contents: Sequence[bytes], processor: Processor) -> dict[str, NDArray[np.generic] | Ragged]:
+    """Resizes pictures that become of one size.
+
+    Returns:
+        `pixels` of shape `(rows, channels, height, width)`, uint8; what the processor does to their values is left to
+        `stacked`, as `scale` and `shift`, `(rows, channels)`.
+
+    Raises:
+        UserError: The processor makes other values than bytes, or pictures of different sizes.
+    """
+    parts = list(resized(contents, processor))
+    sizes = sorted({part.shape[1:] for part in parts})
+    if len(sizes) > 1:
+        shown = " and ".join(f"{height} x {width}" for height, width in (sizes[0], sizes[-1]))
+        raise UserError(
+            f"{type(processor).__name__} makes pictures of different sizes, as {shown}; its `size` must be"
+            " a height and a width, or it must crop"
+        )
+    return {"pixels": np.stack(parts), **scaling(processor, len(parts))}
+
+
+def stacked(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Makes a batch of what `equal` returned: shape `(batch, channels, height, width)`, float32, on the CPU."""
+    pixels, scale, shift = (texts.taken(encoded, name, rows) for name in ("pixels", "scale", "shift"))
+    return pixels.float() * scale[:, :, None, None] + shift[:, :, None, None]
+
+
 def ragged(contents: Sequence[bytes], processor: Processor) -> dict[str, NDArray[np.generic] | Ragged]:
     """Resizes pictures that may become of different sizes.
 

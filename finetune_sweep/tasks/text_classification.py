@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune_sweep.tasks import loading, texts
 from finetune_sweep.tasks.choosing import Classification
-from finetune_sweep.tasks.contract import Encoded
+from finetune_sweep.tasks.contract import Encoded, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ class TextClassification(Classification):
             UserError: The folder holds no such model in safetensors, or its body is not all there.
         """
         model, new = super().build_model(folder, classes)
-        model.config.pad_token_id = loading.pad_token_id(loading.load_processor(folder))
+        model.config.pad_token_id = loading.pad_token_id(load_tokenizer(folder))
         return model, new
 
     def input_example(self) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts
-from finetune_sweep.tasks.contract import Column, Encoded, Said, Task
+from finetune_sweep.tasks.contract import Column, Encoded, Said, Task, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class TextRegression(Task):
             UserError: The folder holds no such model in safetensors, or its body is not all there.
         """
         model, new = loading.load_model(folder, self.auto_model, classes, "regression")
-        model.config.pad_token_id = loading.pad_token_id(loading.load_processor(folder))
+        model.config.pad_token_id = loading.pad_token_id(load_tokenizer(folder))
         return model, new
 
     def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:  # noqa: ARG002

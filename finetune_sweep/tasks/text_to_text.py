@@ -2,149 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from finetune_sweep.errors import UserError
-from finetune_sweep.tasks import classes as answers
-from finetune_sweep.tasks import loading, texts, wording
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task
+from finetune_sweep.tasks import texts, writing
+from finetune_sweep.tasks.contract import Column, Encoded, Ragged, tokenizer_of
+from finetune_sweep.tasks.writing import Writing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    import torch
+    import numpy as np
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
-
-_METRICS: Final[Mapping[str, Mode]] = {**wording.NEARNESS, "loss": "min"}
+    from finetune_sweep.tasks.contract import Batch, Processor
 
 
 @dataclass(frozen=True)
-class TextToText(Task):
-    """The task `text-to-text`. What the model writes is scored: the likeliest token each time (no beams, no draws).
-
-    Args:
-        tokenizer: What reads its tokens; None until it is bound to a model.
-        start: The token that an answer begins with.
-    """
-
-    tokenizer: PreTrainedTokenizerBase | None = None
-    start: int = 0
+class TextToText(Writing):
+    """The task `text-to-text`."""
 
     name = "text-to-text"
     pipeline = "text2text-generation"  # as hubs call it; transformers 5 has no such pipeline
     auto_model = "AutoModelForSeq2SeqLM"
-    packs = False
     columns = (
         Column("text", required=True, description="the text that is given"),
         Column("target", True, "the text that is to be written", target=True, changeable=False),
     )
-    metrics = _METRICS
-
-    def classes(self, train: Dataset) -> tuple[str, ...]:  # noqa: ARG002
-        """Returns none."""
-        return ()
 
     def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:  # noqa: ARG002
-        """Returns `input_ids` and `labels`, both ragged, and `limit`, the same for all rows.
-
-        Both texts are cut after `max_length` tokens. Not more than `limit` tokens are written: twice the longest of
-        the right texts of the split, but no more than `max_length`.
-        """
-        tokenizer = cast("PreTrainedTokenizerBase", processor)
-        given = texts.token_ids(tokenizer, rows["text"], max_length)
-        right = texts.token_ids(tokenizer, rows["target"], max_length)
-        limit = min(max_length, 2 * max(map(len, right)))
-        limits = np.full(len(right), limit, dtype=np.int64)
-        return Encoded({"input_ids": Ragged.of(given), "labels": Ragged.of(right), "limit": limits})
+        """Returns `input_ids`, ragged, and what `writing.targets` returns; both texts are cut after `max_length`."""
+        tokenizer = tokenizer_of(processor)
+        given, right = (texts.token_ids(tokenizer, rows[name], max_length) for name in ("text", "target"))
+        return Encoded({"input_ids": Ragged.of(given), **writing.targets(right, max_length)})
 
     def collate(self, encoded: Encoded, rows: NDArray[np.int64], pad_token_id: int) -> Batch:
         """Returns the batch, all int64 on the CPU.
 
-        `input_ids` and `attention_mask` are `(batch, longest)`; `decoder_input_ids` `(batch, longest of the right
-        texts)`; `labels` `(batch, limit)`, `IGNORED` after their end.
+        `input_ids` and `attention_mask` are `(batch, longest)`; the rest is as `writing.collated` has it.
         """
-        from torch.nn import functional
-
-        limit = int(cast("NDArray[np.int64]", encoded.columns["limit"])[0])
-        labels = texts.padded(encoded, "labels", rows, IGNORED)
-        before = functional.pad(labels[:, :-1], (1, 0), value=self.start)
         return {
             "input_ids": texts.padded(encoded, "input_ids", rows, pad_token_id),
             "attention_mask": texts.attention_mask(encoded, rows),
-            "decoder_input_ids": before.masked_fill(before == IGNORED, pad_token_id),
-            "labels": functional.pad(labels, (0, limit - labels.shape[1]), value=IGNORED),
+            **writing.collated(encoded, rows, self.start, pad_token_id),
         }
-
-    def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
-        """Loads the model; only the layer that makes words of states may be new.
-
-        Raises:
-            UserError: The folder holds no encoder-decoder in safetensors, it is not all there, or does not say which
-                token an answer begins with.
-        """
-        model, new = loading.load_model(folder, self.auto_model, classes)
-        if _start(model) is None:
-            raise UserError(f"{folder}: config.json has no decoder_start_token_id, an answer's first token")
-        loading.let_it_write(model)
-        return model, new
-
-    def bound(self, model: PreTrainedModel, processor: Processor) -> Task:
-        """Returns the task with the model's tokenizer and first token."""
-        tokenizer = cast("PreTrainedTokenizerBase", processor)
-        return replace(self, tokenizer=tokenizer, start=_start(model) or 0)
-
-    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Returns the mean cross-entropy of the tokens of each row in nats, shape `(batch,)`, float32."""
-        labels = batch["labels"][:, : output.logits.shape[1]]
-        return texts.token_losses(output.logits, labels, label_smoothing)
-
-    def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
-        """Returns the losses alone, values and labels of shape `(batch, 0)`: in training, nothing is written."""
-        nothing = losses.detach().new_zeros((len(losses), 0)).int()
-        return Said(nothing, nothing, losses.detach())
-
-    def respond(self, model: PreTrainedModel, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
-        """Lets the model write.
-
-        Returns:
-            What it wrote and the right texts, as `wording.codes` has them, both read back from their tokens: what
-            the tokenizer does to a text, such as lower case, is done to both.
-        """
-        import torch
-
-        read, labels = cast("PreTrainedTokenizerBase", self.tokenizer), batch["labels"]
-        ids = loading.written(model, batch, labels.shape[1])
-        right = labels.masked_fill(labels == IGNORED, int(cast("int", read.pad_token_id)))
-        said, wanted = (read.batch_decode(part, skip_special_tokens=True) for part in (ids, right))
-        codes = [torch.from_numpy(wording.codes(part)) for part in (said, wanted)]
-        return Said(codes[0], codes[1], losses)
-
-    def score(self, predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:  # noqa: ARG002
-        """Returns the metrics of a split; of training rows the loss alone. All NaN when a loss is not finite."""
-        names = self.metrics if predictions.labels.shape[1] else ("loss",)
-        if not answers.is_finite(predictions):
-            return dict.fromkeys(names, float("nan"))
-        return {name: float(self.row_scores(predictions, name).mean()) for name in names}
-
-    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64]:
-        """Returns what each row adds to a metric, shape `(rows,)`: all of them are means over rows."""
-        if metric == "loss":
-            return np.asarray(predictions.losses, dtype=np.float64)
-        return wording.of_rows(predictions, metric)
 
     def input_example(self) -> list[str]:
         """Returns one text."""
         return ["The parser fails on long sentences."]
-
-
-def _start(model: PreTrainedModel) -> int | None:
-    found = getattr(model.config, "decoder_start_token_id", None)
-    return found if found is not None else getattr(model.generation_config, "decoder_start_token_id", None)

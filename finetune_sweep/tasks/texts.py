@@ -44,6 +44,34 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_leng
     return found
 
 
+def ended(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """Returns what `token_ids` does, with the token that ends a text where the tokenizer adds none."""
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return [
+        ids if ids[-1:] == end else [*ids, *end][:max_length]
+        for ids in token_ids(tokenizer, texts, max_length)
+    ]
+
+
+def prompted(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] | None, texts: Sequence[str], max_length: int
+) -> list[tuple[list[int], list[int]]]:
+    """Returns the tokens of each prompt, and of the text after it with its end, no more than `max_length` together.
+
+    A prompt stands on lines of its own, and loses its beginning where both are too long. Without prompts theirs are
+    none.
+    """
+    if prompts is None:
+        return [([], ids) for ids in ended(tokenizer, texts, max_length)]
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    pairs: list[tuple[list[int], list[int]]] = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        before = tokenizer(f"{prompt}\n")["input_ids"]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end][: max_length - 1]
+        pairs.append((before[max(0, len(before) + len(ids) - max_length) :], ids))
+    return pairs
+
+
 def encoded(rows: Dataset, processor: Processor, max_length: int) -> dict[str, Ragged]:
     """Returns `input_ids` of the columns `PAIR`, ragged, with the tokenizer's special tokens.
 

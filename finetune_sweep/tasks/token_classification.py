@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import entities, loading, texts
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task
+from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,47 +18,32 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
+
+_METRICS: Final[Mapping[str, Mode]] = {
+    "f1": "max",
+    "precision": "max",
+    "recall": "max",
+    "accuracy": "max",
+    "loss": "min",
+}
 
 
 @dataclass(frozen=True)
 class TokenClassification(Task):
     """The task `token-classification`. Tags are plain, or of IOB, IOE, IOBES or BILOU form."""
 
-    @property
-    def name(self) -> str:
-        """`token-classification`."""
-        return "token-classification"
-
-    @property
-    def pipeline(self) -> str:
-        """`token-classification`."""
-        return "token-classification"
-
-    @property
-    def auto_model(self) -> str:
-        """`AutoModelForTokenClassification`."""
-        return "AutoModelForTokenClassification"
-
-    @property
-    def packs(self) -> bool:
-        """Its head reads all tokens."""
-        return False
-
-    @property
-    def columns(self) -> tuple[Column, ...]:
-        """`tokens` and `tags`, equally many."""
-        return (
-            Column("tokens", required=True, description="a list of words", kind="tokens"),
-            Column("tags", required=True, description="a list of their classes", kind="tags", target=True),
-        )
-
-    @property
-    def metrics(self) -> Mapping[str, Mode]:
-        """See `score`."""
-        return {"f1": "max", "precision": "max", "recall": "max", "accuracy": "max", "loss": "min"}
+    name = "token-classification"
+    pipeline = "token-classification"
+    auto_model = "AutoModelForTokenClassification"
+    packs = False  # its head reads all tokens
+    columns = (
+        Column("tokens", required=True, description="a list of words", kind="tokens"),
+        Column("tags", required=True, description="a list of their classes", kind="tags", target=True),
+    )
+    metrics = _METRICS
 
     def classes(self, train: Dataset) -> tuple[str, ...]:
         """Returns the tags of the training rows, sorted.
@@ -77,7 +62,7 @@ class TokenClassification(Task):
         Raises:
             UserError: A row has a tag that is not among the classes.
         """
-        tokenizer = cast("PreTrainedTokenizerBase", processor)
+        tokenizer = tokenizer_of(processor)
         ids: list[list[int]] = []
         labels: list[list[int]] = []
         for place, (tokens, tags) in enumerate(zip(rows["tokens"], rows["tags"], strict=True), 1):
@@ -140,12 +125,8 @@ class TokenClassification(Task):
         return {
             **entities.score(pairs),
             "accuracy": float((labels == guesses)[known].mean()) if known.any() else 0.0,
-            "loss": float(np.asarray(predictions.losses, dtype=np.float64).mean()),
+            "loss": predictions.loss,
         }
-
-    def row_scores(self, predictions: Predictions, metric: str) -> NDArray[np.float64] | None:
-        """Returns the losses for `loss`; the others weigh rows by their words."""
-        return np.asarray(predictions.losses, dtype=np.float64) if metric == "loss" else None
 
     def input_example(self) -> list[str]:
         """Returns one text."""

@@ -1,7 +1,7 @@
 """Embeddings, ordered blocks and head of a model, told apart by the names of its parameters.
 
-The one place that knows architectures, by the table of `families.py`. It reads names and numbers only, so that a sweep
-file can be checked, and the size of what a freeze depth trains be told, before any weights are loaded.
+The one place that knows architectures, by the tables of `families.py` and `pairs.py`. It reads names and numbers only,
+so that a sweep file can be checked, and the size of what a freeze depth trains be told, before any weights are loaded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.train.families import FAMILIES, Family
+from finetune_sweep.train.pairs import PAIR, joined, sides_of
 
 POOLED: Final = "finetune_sweep_pooled"
 """The type of models whose head was replaced; the configuration of the pretrained one lies in theirs as `body`."""
@@ -34,6 +35,7 @@ class Architecture:
         lists: How many blocks each list of them has: of encoder and decoder, or of each stage; one if there is one.
         shared: How many blocks in a row have one set of weights.
         own_head: Whether its head is the one that its family has.
+        sides: Of a pair, the types of the model that reads and of the one that writes.
     """
 
     model_type: str
@@ -43,11 +45,12 @@ class Architecture:
     lists: tuple[int, ...] = ()
     shared: int = 1
     own_head: bool = True
+    sides: tuple[str, str] | None = None
 
     @property
     def family(self) -> Family:
         """How models of this type are built."""
-        return FAMILIES[self.model_type]
+        return joined(*self.sides) if self.sides else FAMILIES[self.model_type]
 
     @property
     def can_pack(self) -> bool:
@@ -132,12 +135,14 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
         )
     if model_type == POOLED and isinstance(body := config.get("body"), Mapping):
         return replace(describe(body, name), own_head=False)
-    if model_type not in FAMILIES:
+    known = (*FAMILIES, PAIR)
+    if model_type not in known:
         raise UserError(
             f"{subject}where embeddings, blocks and head lie in a model of type '{model_type}' is not known; "
-            f"known are {', '.join(FAMILIES)}{nearest(model_type, FAMILIES)}"
+            f"known are {', '.join(known)}{nearest(model_type, known)}"
         )
-    family = FAMILIES[model_type]
+    sides = sides_of(config, subject) if model_type == PAIR else None
+    family = joined(*sides) if sides else FAMILIES[model_type]
     lists = _counts(config, family.count, subject)
     if family.decoder:
         lists = (*lists, *_counts(config, family.decoder_count, subject))
@@ -146,7 +151,7 @@ def describe(config: Mapping[str, object], name: str = "") -> Architecture:
     shared = blocks // groups if isinstance(groups, int) and 1 <= groups <= blocks else 1
     width = _value(config, family.width)
     width = width if isinstance(width, int) else 0
-    return Architecture(model_type, blocks, name or model_type, width, lists, shared)
+    return Architecture(model_type, blocks, name or model_type, width, lists, shared, sides=sides)
 
 
 def _counts(config: Mapping[str, object], key: str, subject: str) -> tuple[int, ...]:
@@ -252,6 +257,9 @@ def check_length(config: Mapping[str, object], max_length: int, name: str) -> No
     Raises:
         UserError: If the model has fewer positions.
     """
+    decoder = config.get("decoder")
+    if config.get("model_type") == PAIR and isinstance(decoder, Mapping):
+        config = decoder  # of a picture, no tokens are cut
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     positions = _value(config, "encoder.max_position_embeddings") if positions is None else positions
     if not isinstance(positions, int):

@@ -146,7 +146,7 @@ def encode_split(
             rows = prepared.splits[name]
             if isinstance(split, Rewritten):
                 rows = rewritten(rows, split)
-            encoded = task.encode(rows, load_processor(folder), prepared.classes, max_length)
+            encoded = task.encode(rows, load_processor(folder, task), prepared.classes, max_length)
             with folder_aside(target) as unfinished:
                 encoded.save(unfinished)
     return Encoded.load(target)

@@ -11,10 +11,11 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from finetune_sweep.durable import explained, folder_aside
 from finetune_sweep.errors import UserError
+from finetune_sweep.train.pairs import PAIR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,7 +63,7 @@ def model_folder(source: Path, cache: Path) -> Path:
 
 def _write_weights(source: Path, target: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
     from finetune_sweep.tasks.contract import quiet_loading
 
@@ -70,7 +71,9 @@ def _write_weights(source: Path, target: Path) -> None:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             config = AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            # Of a pair, transformers has no class without the head of the model that writes.
+            auto: Any = AutoModelForImageTextToText if config.model_type == PAIR else AutoModel
+            model = auto.from_config(config, trust_remote_code=False)
             _draw_tokens(model)
             model.save_pretrained(str(target))
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

@@ -118,7 +118,7 @@ class Loaded:
             built, new_parameters = self._task.build_model(folder, self._plan.classes)
             tensors = {name: tensor.clone() for name, tensor in built.state_dict().items()}
             arch = architecture.describe(weights.read_config(folder))
-            processor = load_processor(folder)
+            processor = load_processor(folder, self._task)
             self._pretrained = Pretrained(folder, built, new_parameters, tensors, arch, processor)
         return self._pretrained
 

@@ -104,7 +104,7 @@ def test_a_model_of_the_task_is_promoted_loaded_and_served(
             assert answer.iloc[0, 0]["label"] in classes
         case "object-detection":
             assert {box["label"] for of_row in answer for box in of_row} <= classes
-        case "text-generation" | "text2text-generation":
+        case "text-generation" | "text2text-generation" | "image-to-text":
             assert isinstance(answer[0], str)
         case _:
             assert list(answer.columns) == ["label", "score"]

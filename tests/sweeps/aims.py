@@ -22,6 +22,7 @@ from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import wording
 from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.tune.loaded import Loaded, planned_data
+from tests.sweeps.captions import CHOICES, Captioned, constant, shuffled
 
 if TYPE_CHECKING:
     from finetune_sweep.events import Promoted
@@ -194,15 +195,43 @@ def _steady(done: Done) -> Finding:
     )
 
 
-AIMS: Final[Mapping[str, Callable[[Done], Finding]]] = {
-    "bert": _test("accuracy", 0.8),
-    "pairs": _guessing,
-    "places": _chance,
-    "addresses": _test("accuracy", 0.9, "of words"),
-    "pronunciations": _half_of_sounding_out,
-    "summaries": _other_papers,
-    "smollm2": _untuned,
-    "mnist": _test("accuracy", 0.9),
-    "scenes": _steady,
+def _captioned(done: Done) -> Captioned:
+    return Captioned(done.plan, done.layout.best, done.plan.sweep.data.max_length)
+
+
+def _names(done: Done) -> Finding:
+    captioned = _captioned(done)
+    said, right = captioned.said(), planned_data(done.plan).splits["test"]["text"]
+    one, other = constant(right, captioned.before, "rougeL"), shuffled(said, "rougeL")
+    bound, why = max(
+        (one, "that of the best text for all pictures"), (other, "that of other pictures' names")
+    )
+    value = done.promoted.test_metrics["rougeL"]
+    return Finding("test rougeL", value, bound, least=True, why=why)
+
+
+def _among_ten(done: Done) -> Finding:
+    bound = 1 / CHOICES + 3 * math.sqrt((1 - 1 / CHOICES) / CHOICES / done.plan.rows["test"])
+    why = "three standard errors above chance"
+    return Finding(
+        "the right one of ten names, by what the picture adds",
+        _captioned(done).chosen(),
+        bound,
+        least=True,
+        why=why,
+    )
+
+
+AIMS: Final[Mapping[str, Sequence[Callable[[Done], Finding]]]] = {
+    "bert": (_test("accuracy", 0.8),),
+    "pairs": (_guessing,),
+    "places": (_chance,),
+    "addresses": (_test("accuracy", 0.9, "of words"),),
+    "pronunciations": (_half_of_sounding_out,),
+    "summaries": (_other_papers,),
+    "smollm2": (_untuned,),
+    "emoji": (_names, _among_ten),
+    "mnist": (_test("accuracy", 0.9),),
+    "scenes": (_steady,),
 }
 """By the name of the sweep, shortest first; others are longer searches for the task of the first, or need a network."""

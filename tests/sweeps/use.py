@@ -7,8 +7,10 @@ import io
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import quiet_loading
+from finetune_sweep.tasks.contract import PictureReader, quiet_loading, tokenizer_of
 from finetune_sweep.tasks.loading import load_processor
 
 _SHOWN: Final = 60
@@ -26,21 +28,29 @@ def use(folder: Path, task: str, max_length: int) -> str:
     described = TASKS[task]
     with quiet_loading():
         model = getattr(transformers, described.auto_model).from_pretrained(str(folder))
-        processor: Any = load_processor(folder)
+        processor: Any = load_processor(folder, described)
         given: Any = described.input_example()[0]
+        pictures = any(column.kind == "image" for column in described.columns)
+        given = _picture(given) if pictures else given
         if described.pipeline not in get_supported_tasks():
-            ids = processor(given, truncation=True, max_length=max_length, return_tensors="pt")
-            written = model.generate(input_ids=ids.input_ids, attention_mask=ids.attention_mask)
-            answer: object = processor.decode(written[0], skip_special_tokens=True)
+            answer: object = _written(model, processor, given, max_length)
         else:
-            pictures = any(column.kind == "image" for column in described.columns)
             role = {"image_processor" if pictures else "tokenizer": processor}
             pipeline: Any = transformers.pipeline
-            answer = pipeline(described.pipeline, model=model, **role)(_picture(given) if pictures else given)
+            answer = pipeline(described.pipeline, model=model, **role)(given)
     return " ".join(str(answer).split())[:_SHOWN]
 
 
-def _picture(content: str) -> object:
-    from PIL import Image
+def _written(model: Any, processor: Any, given: Any, max_length: int) -> str:  # noqa: ANN401 - of transformers
+    """What a model writes that no pipeline is for: to a text, or about a picture."""
+    if isinstance(processor, PictureReader):
+        made = processor.image_processor(given.convert("RGB"), return_tensors="pt")
+        written = model.generate(pixel_values=made.pixel_values)
+    else:
+        made = processor(given, truncation=True, max_length=max_length, return_tensors="pt")
+        written = model.generate(input_ids=made.input_ids, attention_mask=made.attention_mask)
+    return str(tokenizer_of(processor).decode(written[0], skip_special_tokens=True))
 
+
+def _picture(content: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))

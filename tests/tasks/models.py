@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5Model,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
@@ -117,6 +119,27 @@ def tiny_vit(folder: Path) -> Path:
     size = {"height": 8, "width": 8}
     processor = ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3)
     processor.save_pretrained(str(folder))
+    return folder
+
+
+def tiny_captioner(folder: Path) -> Path:
+    """A ViT that reads pictures of 8 x 8 pixels, and a GPT-2 that writes letters."""
+    torch.manual_seed(0)
+    reads = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+    )
+    writes = GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1)
+    writes.eos_token_id = writes.pad_token_id = 1
+    both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(reads, writes, decoder_start_token_id=1)
+    VisionEncoderDecoderModel(both).save_pretrained(str(folder))
+    size = {"height": 8, "width": 8}
+    ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(str(folder))
+    _save_letters(folder)
     return folder
 
 
@@ -239,6 +262,15 @@ CASES: Mapping[str, Case] = {
             }
         ),
         Dataset.from_dict({"image": [picture(0)], "labels": [["never"]]}),
+    ),
+    "image-captioning": Case(
+        tiny_captioner,
+        Dataset.from_dict(
+            {
+                "image": [picture(g) for g in _GREYS],
+                "text": [" ".join("abcdef"[: 2 + g // 60]) for g in _GREYS],
+            }
+        ),
     ),
     "object-detection": Case(
         tiny_yolos,

@@ -23,7 +23,7 @@ END, A, B, C = 1, 3, 4, 5
 
 
 def encoded(folder: Path, rows: dict[str, list[str]], max_length: int = 16) -> Encoded:
-    return TASK.encode(Dataset.from_dict(rows), load_processor(folder), (), max_length)
+    return TASK.encode(Dataset.from_dict(rows), load_processor(folder, TASK), (), max_length)
 
 
 def both(found: Encoded, row: int) -> tuple[list[int], list[int]]:

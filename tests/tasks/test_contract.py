@@ -42,7 +42,7 @@ class Made:
         self.case = case
         self.folder = self.case.model(folder / "model")
         self.classes = task.classes(self.case.train)
-        self.processor = load_processor(self.folder)
+        self.processor = load_processor(self.folder, task)
         self.task = task.bound(task.build_model(self.folder, self.classes)[0], self.processor)
         self.pad = pad_token_id(self.processor)
         self.encoded = self.task.encode(self.case.train, self.processor, self.classes, 16)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_pixels_are_those_of_the_models_own_processor(tmp_path: Path) -> None:
         content = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(content, "png")
         pictures.append(content.getvalue())
-    processor = load_processor(tiny_vit(tmp_path))
+    processor: Any = load_processor(tiny_vit(tmp_path), TASK)
     rows = Dataset.from_dict({"image": [*pictures, picture(9)], "label": ["a", "b", "a"]})
     encoded = TASK.encode(rows, processor, ("a", "b"), 16)
     found = TASK.collate(encoded, np.array([1, 0, 2]), 0)
@@ -38,7 +39,7 @@ def test_pixels_are_those_of_the_models_own_processor(tmp_path: Path) -> None:
 
 def test_pixels_are_kept_as_bytes(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"image": [picture(1), picture(2)], "label": ["a", "b"]})
-    encoded = TASK.encode(rows, load_processor(tiny_vit(tmp_path)), ("a", "b"), 16)
+    encoded = TASK.encode(rows, load_processor(tiny_vit(tmp_path), TASK), ("a", "b"), 16)
     pixels = encoded.columns["pixels"]
     assert isinstance(pixels, np.ndarray)
     assert (str(pixels.dtype), pixels.shape) == ("uint8", (2, 3, 8, 8))

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_loss_of_a_picture_is_the_models_own(tmp_path: Path) -> None:
     folder, case = tiny_yolos(tmp_path), CASES["object-detection"]
     classes = TASK.classes(case.train)
     model, _ = TASK.build_model(folder, classes)
-    encoded = TASK.encode(case.train, load_processor(folder), classes, 16)
+    encoded = TASK.encode(case.train, load_processor(folder, TASK), classes, 16)
     for row in (3, 4, 5, 6):
         batch = TASK.collate(encoded, np.array([row]), 0)
         right = batch["labels"][0]
@@ -121,7 +122,7 @@ def test_smaller_pictures_are_padded_and_their_boxes_stay_where_they_are(tmp_pat
     rows = Dataset.from_dict(
         {"image": [picture(255, (16, 16)), picture(255, (32, 16))], "boxes": [[whole], []]}
     )
-    encoded = TASK.encode(rows, load_processor(tiny_yolos(tmp_path)), ("a",), 16)
+    encoded = TASK.encode(rows, load_processor(tiny_yolos(tmp_path), TASK), ("a",), 16)
     alone, both = (TASK.collate(encoded, np.array(of), 0) for of in ([0], [0, 1]))
     assert (alone["pixel_values"].shape, both["pixel_values"].shape) == ((1, 3, 16, 16), (2, 3, 16, 32))
     assert torch.equal(both["pixel_values"][0, :, :, :16], alone["pixel_values"][0])
@@ -137,7 +138,7 @@ def test_a_box_ends_where_its_picture_does() -> None:
 
 
 def test_pixels_are_those_of_the_models_own_processor(tmp_path: Path) -> None:
-    processor = load_processor(tiny_yolos(tmp_path))
+    processor: Any = load_processor(tiny_yolos(tmp_path), TASK)
     contents = [scene(1)[0], scene(2)[0]]
     rows = Dataset.from_dict({"image": contents, "boxes": [[], []]})
     from PIL import Image
@@ -165,7 +166,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
     prepared = prepare(Data(source="example:composed-scenes"), TASK, tmp_path, tmp_path)
     folder = locate("scratch:./tiny_yolos", SWEEPS, tmp_path)
     rows = prepared.splits["train"].select(range(8))
-    encoded = TASK.encode(rows, load_processor(folder), prepared.classes, 16)
+    encoded = TASK.encode(rows, load_processor(folder, TASK), prepared.classes, 16)
     model, new = TASK.build_model(folder, prepared.classes)
     job = Job(
         task=TASK,

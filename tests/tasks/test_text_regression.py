@@ -58,7 +58,7 @@ def test_the_second_text_has_types_of_its_own_with_padding_and_without(tmp_path:
     model, _ = TASK.build_model(folder, ("number",))
     model.eval()  # type: ignore[no-untyped-call]
     rows = Dataset.from_dict({"text": ["a b", "c"], "text_pair": ["d", "e f a"], "number": [1.0, 2.0]})
-    encoded = TASK.encode(rows, load_processor(folder), ("number",), 16)
+    encoded = TASK.encode(rows, load_processor(folder, TASK), ("number",), 16)
     batch = TASK.collate(encoded, np.array([0, 1]), 0)
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1, 1]]
     assert batch["labels"].tolist() == [1.0, 2.0]
@@ -75,7 +75,7 @@ def _with_types(folder: Path) -> Path:
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = load_processor(folder)
+    tokenizer = load_processor(folder, TASK)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",

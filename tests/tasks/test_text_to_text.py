@@ -86,7 +86,7 @@ def test_the_decoder_is_given_the_tokens_before_and_labels_have_room_for_what_is
 ) -> None:
     folder = tiny_t5(tmp_path)
     model, new = TASK.build_model(folder, ())
-    task, tokenizer = TASK.bound(model, load_processor(folder)), load_processor(folder)
+    task, tokenizer = TASK.bound(model, load_processor(folder, TASK)), load_processor(folder, TASK)
     rows = Dataset.from_dict({"text": ["a b", "c"], "target": ["d e f", "f"]})
     encoded = task.encode(rows, tokenizer, (), 16)
     batch = task.collate(encoded, np.array([0, 1]), 0)
@@ -105,7 +105,7 @@ def test_the_decoder_is_given_the_tokens_before_and_labels_have_room_for_what_is
 def test_what_is_written_is_the_likeliest_token_each_time(tmp_path: Path) -> None:
     folder = tiny_t5(tmp_path)
     model, _ = TASK.build_model(folder, ())
-    tokenizer = load_processor(folder)
+    tokenizer = load_processor(folder, TASK)
     task = TASK.bound(model, tokenizer)
     encoded = task.encode(Dataset.from_dict({"text": ["a b c"], "target": ["d e"]}), tokenizer, (), 16)
     found = evaluate(PaddedModel(model), task, encoded, device="cpu", precision="fp32", pad_token_id=0)
