@@ -28,6 +28,8 @@ NAME: Final = "tiny"
 SESSION_S: Final = 300.0
 """No session of a tiny sweep lasts so long; one that does hangs, and that is a violation."""
 _POLL_S: Final = 0.02
+AGENTS_S: Final = 120.0
+"""Of a driver that was killed, two helpers of Ray look for their node for 70 s before they end by themselves."""
 
 SWEEP: Final = """\
 name: tiny
@@ -202,7 +204,7 @@ class Scene:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def end_processes(self, patience_s: float = 30.0) -> list[int]:
+    def end_processes(self, patience_s: float = AGENTS_S) -> list[int]:
         """Those that do not end by themselves in this time; they are killed."""
         deadline = time.monotonic() + patience_s
         while (left := self.processes()) and time.monotonic() < deadline:
