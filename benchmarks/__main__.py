@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from benchmarks.passes import PassFailed, Result, Store
+from benchmarks.passes import RESULTS, PassFailed, Result, Store
 from benchmarks.suite import BENCH, FULL, ROOT, Entry, Pass, in_turns
 from benchmarks.table import Results, render
 from benchmarks.targets import FULL_TARGETS, TARGETS
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     entries = FULL if options.full else BENCH
-    store = Store(options.work, options.set, options.attempts)
+    store = Store(options.work, options.results, options.set, options.attempts)
     passes = [p for p in in_turns(entries) if not options.only or _is_wanted(p, options.only)]
     failed = 0
     for number, which in enumerate(passes if not options.table else [], 1):
@@ -120,9 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="NAME", help="a workload, w12, or a side of it, w12.n0"
     )
     parser.add_argument("--table", action="store_true", help="run nothing, print what is stored")
-    parser.add_argument(
-        "--work", type=Path, default=ROOT / "benchmarks" / "work", help="where passes are stored"
-    )
+    parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="where passes work")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where their results are kept")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change every workload, to try"
     )

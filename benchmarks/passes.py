@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,10 @@ from benchmarks.measure import Figures, measure
 from benchmarks.ours import VARIANTS, Phases
 from benchmarks.peers.recipe import Outcome, Recipe, read_outcomes
 from benchmarks.suite import N0_NOOP_TRIALS, PEERS, ROOT, Pass, workload_file
+from finetune_sweep.train import hardware
 
+RESULTS: Final = ROOT / "benchmarks" / "results"
+"""In the repository: what was measured once is not measured again on another machine of its kind."""
 QUIET_CORES: Final = 0.3
 """With others busy on more cores than this, a pass gives no ratio."""
 _SPACES: Final = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -35,6 +39,7 @@ class Result:
 
     Args:
         source: Of which source it is: a result counts only for the one that measured it.
+        machine: Processor and number of cores: a result counts only for machines of that kind.
         started: When, as `2026-01-31 23:59`.
         trials: Each with its evaluations.
         phases: Of our own side.
@@ -43,6 +48,7 @@ class Result:
 
     name: str
     source: str
+    machine: str
     started: str
     figures: Figures
     trials: Sequence[Outcome]
@@ -63,24 +69,30 @@ class PassFailed(Exception):  # noqa: N818 - it says what happened
 
 
 class Store:
-    """The folder of a benchmark: a JSON file for each attempt at a pass, and what workloads share.
+    """The results of a benchmark, a JSON file for each attempt at a pass, and the folder in which passes work.
 
     Args:
-        folder: Where everything is; made if needed.
+        folder: Where passes work and what workloads share is kept; made if needed.
+        results: Where results are kept; made if needed.
         overrides: Changes of every workload, as for `--set`; only to try the benchmark itself. What they give is
-            kept apart.
+            kept apart, in `folder`.
         attempts: How often a pass is tried until the machine is quiet.
     """
 
-    def __init__(self, folder: Path, overrides: Sequence[str] = (), attempts: int = 2) -> None:
+    def __init__(
+        self, folder: Path, results: Path = RESULTS, overrides: Sequence[str] = (), attempts: int = 2
+    ) -> None:
         place = folder.absolute() / f"set-{_digest(*overrides)}" if overrides else folder.absolute()
         self._folder, self._overrides, self._attempts = place, tuple(overrides), attempts
-        (self._folder / "results").mkdir(parents=True, exist_ok=True)
+        self._results = place / "results" if overrides else results.absolute()
+        for made in (self._folder, self._results):
+            made.mkdir(parents=True, exist_ok=True)
 
     def attempts(self, which: Pass) -> list[Result]:
-        """The stored attempts at a pass, by the source as it is now."""
-        files = sorted((self._folder / "results").glob(f"{which.name}.{source_of(which)}.*.json"))
-        return [_RESULT.validate_json(file.read_bytes()) for file in files]
+        """The stored attempts at a pass, by the source as it is now, on a machine of this kind."""
+        files = sorted(self._results.glob(f"{which.name}.{source_of(which)}.*.json"))
+        found = [_RESULT.validate_json(file.read_bytes()) for file in files]
+        return [result for result in found if result.machine == machine()]
 
     def result(self, which: Pass) -> Result | None:
         """The attempt that counts: the first quiet one, else the last; None if there is none."""
@@ -110,8 +122,8 @@ class Store:
                 f"{which.name} ended with exit code {figures.exit_code}: {output[-_TAIL_CHARACTERS:]}"
             )
         result = _collect(which, started, figures, folder)
-        name = f"{which.name}.{result.source}.{len(self.attempts(which)) + 1}.json"
-        file = self._folder / "results" / name
+        taken = len(list(self._results.glob(f"{which.name}.{result.source}.*.json")))
+        file = self._results / f"{which.name}.{result.source}.{taken + 1}.json"
         file.with_suffix(".part").write_bytes(_RESULT.dump_json(result))
         file.with_suffix(".part").rename(file)
         shutil.rmtree(folder, ignore_errors=True)
@@ -179,6 +191,13 @@ def source_of(which: Pass) -> str:
     return _digest(*_texts([*sorted(folder.rglob("*.py")), *own, workload_file(which.workload), *_SPACES]))
 
 
+@functools.cache
+def machine() -> str:
+    """The kind of this machine, as far as times depend on it."""
+    known = hardware.describe()
+    return f"{known['processor']}, {known['cores']} cores"
+
+
 def _texts(files: Sequence[Path]) -> list[str]:
     return [file.read_text(encoding="utf-8") for file in files]
 
@@ -194,6 +213,7 @@ def _collect(which: Pass, started: str, figures: Figures, folder: Path) -> Resul
     return Result(
         name=which.name,
         source=source_of(which),
+        machine=machine(),
         started=started,
         figures=figures,
         trials=read_outcomes(folder) if (folder / "outcomes.json").exists() else [],

@@ -239,7 +239,7 @@ def test_the_largest_difference_of_a_loss_is_found() -> None:
 
 def result(name: str, wall_s: float, others: float = 0.1, phases: Phases | None = None) -> Result:
     figures = Figures(wall_s, 2 * wall_s, others, 0, 0, 0, 0)
-    return Result(name, "", "", figures, [outcome(1e-3, 0.5)], phases)
+    return Result(name, "", "", "", figures, [outcome(1e-3, 0.5)], phases)
 
 
 def row(ours: Sequence[Result], theirs: Sequence[Result], bound: float = 0.25) -> table.Row:
@@ -367,7 +367,7 @@ def test_a_checkpoint_counts_once_while_it_grows_or_moves_and_again_when_written
 def test_a_pass_is_run_stored_and_found_again(
     variant: str, overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
-    store, which = Store(tmp_path, overrides, attempts=1), suite.Pass("w12", variant, 1)
+    store, which = Store(tmp_path, overrides=overrides, attempts=1), suite.Pass("w12", variant, 1)
     made = store.run(which)
     assert [len(trial.history) for trial in made.trials] == [1, 2, 1, 2]
     assert made.figures.checkpoint_bytes > 0
@@ -381,7 +381,9 @@ def test_trials_that_do_nothing_are_journalled_and_reach_mlflow(
     overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
     own = [text for text in overrides if not text.startswith("space")]
-    made = Store(tmp_path, (*own, "search.trials=10"), attempts=1).run(suite.Pass("noop", "noop", 1))
+    made = Store(tmp_path, overrides=(*own, "search.trials=10"), attempts=1).run(
+        suite.Pass("noop", "noop", 1)
+    )
     assert len(made.trials) == 10
     assert made.phases is not None
     assert (made.phases.exit_code, made.phases.train_s, len(made.phases.ended)) == (0, 0.0, 10)
