@@ -27,8 +27,8 @@ class DiskNeed:
 
     Attributes:
         least: What it surely writes: the smallest checkpoint, and the smallest model as the promoted one.
-        kept: What it holds at most at its end: the checkpoints that are kept, and the promoted model, twice while one
-            takes the place of another.
+        kept: What it holds at most when it chooses: the checkpoints that are kept, those of the finalists' runs, and
+            the promoted model, twice while one takes the place of another.
         per_worker: What each worker adds at most while it trains.
     """
 
@@ -60,9 +60,11 @@ def estimate(plan: Plan) -> DiskNeed:
         kept.append(changed * _FLOAT_BYTES)
         resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[settings.optimizer])
         whole.append(total * _FLOAT_BYTES)
+    chosen = sweep.selection
+    finals = (chosen.finalists + 1) * chosen.seeds if chosen.finalists else 0
     return DiskNeed(
         least=min(kept) + min(whole),
-        kept=sweep.keep_checkpoints * max(kept) + _COPIES_OF_THE_WINNER * max(whole),
+        kept=(sweep.keep_checkpoints + finals) * max(kept) + _COPIES_OF_THE_WINNER * max(whole),
         per_worker=_RESUME_FOLDERS * max(resumed),
     )
 

@@ -28,8 +28,11 @@ class Interrupted(BaseException):
 
 FailureClass = Literal["out_of_memory", "diverged", "lost_worker", "hang", "fault"]
 
-_CREDENTIALS: Final = re.compile(r"(:/{1,2})[^/\s]+@")
-_SECRET_OPTION: Final = re.compile(r"(?i)(?<=[?&])([^=&\s]*(?:pass|pwd|token|secret|key)[^=&\s]*)=[^&\s]*")
+_CREDENTIALS: Final = re.compile(r"(://)[^\s@/:]*:\S*@|(:/{1,2})[^/\s]+@")
+"""A name and a password, which may hold any sign, up to the last @; or whatever stands before the host."""
+_SECRET_OPTION: Final = re.compile(
+    r"(?i)(?<=[?&#])([^=&#\s]*(?:pass|pwd|token|secret|key|sig)[^=&#\s]*)=[^&#\s]*"
+)
 
 
 def without_credentials(text: str) -> str:
@@ -37,8 +40,10 @@ def without_credentials(text: str) -> str:
 
     >>> without_credentials("got 'https://me:secret@host/mlflow?token=t'")
     "got 'https://***@host/mlflow?token=***"
+    >>> without_credentials("mysql+pymysql://me:pa/ss@w@rd@db.example/mlflow")
+    'mysql+pymysql://***@db.example/mlflow'
     """
-    return _SECRET_OPTION.sub(r"\1=***", _CREDENTIALS.sub(r"\1***@", text))
+    return _SECRET_OPTION.sub(r"\1=***", _CREDENTIALS.sub(r"\1\2***@", text))
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,14 @@ def _train(session: Session) -> None:
     session.display.note(f"{missing} of {total} trials to train, {engine.slots} at once on {plan.device}")
     driver.train()
     session.plan = driver.plan
+    left = (
+        sum(len(unit.trials) for unit in remaining(session.plan, session.journal.record, {}))
+        + driver.unasked()
+    )
+    if driver.is_late() and left:
+        session.display.note(
+            f"{left} trials were not started: max_hours ({plan.sweep.search.max_hours:g} h) are over"
+        )
 
 
 def _take_over(session: Session, plan: Plan) -> None:
@@ -127,6 +135,7 @@ def _choose(session: Session) -> None:
     driver = session.driver(final, finals=True)
     missing = sum(len(unit.trials) for unit in remaining(final, journal.record, {}))
     if missing:
+        disk.check_before(final, layout.root, session.engine.slots)
         session.display.note(
             f"{missing} runs on fresh seeds: {len(event.candidates) - 1} finalists and the baseline"
         )

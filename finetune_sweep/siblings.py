@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from finetune_sweep.durable import MANIFEST, check_folder, explained, folder_aside
 from finetune_sweep.errors import StorageError
-from finetune_sweep.events import CheckpointWritten, Event
+from finetune_sweep.events import CheckpointWritten, Entry, Event
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
 from finetune_sweep.record import SweepRecord, TrialRecord, replay
@@ -74,6 +75,13 @@ def _copy(source: Path, target: Path) -> bool:
             if file.name != MANIFEST:
                 shutil.copyfile(file, folder / file.name)
     return True
+
+
+def journals(layout: Layout) -> Iterator[tuple[str, list[Entry]]]:
+    """The names of the other sweeps of a storage, and what each has journalled; one that cannot be read is left out."""
+    for sibling in _siblings(layout):
+        with contextlib.suppress(StorageError, OSError):
+            yield sibling.sweep, read(sibling)
 
 
 def _siblings(layout: Layout) -> Iterator[Layout]:

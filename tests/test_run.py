@@ -246,6 +246,22 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
     assert done.stdout.split() == ["False", "True"]
 
 
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = (
+        "import os, signal\n"
+        "from finetune_sweep.signals import collected\n"
+        "with collected() as asked:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(asked.is_stopping(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('it went on')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.split()) == (130, ["True"])
+
+
 def ended(events: list[Event]) -> int:
     return sum(isinstance(event, TrialEnded) for event in events)
 
@@ -283,6 +299,20 @@ def test_an_interrupted_run_says_so_and_the_same_command_goes_on(write_sweep: Wr
     after = trials(sweep)
     assert {key: after[key] for key in finished} == finished
     check_folder(layout(sweep).best)
+
+
+@pytest.mark.slow
+def test_after_a_second_ctrl_c_the_same_command_goes_on(write_sweep: WriteSweep) -> None:
+    sweep = write_sweep(space="{learning_rate: [1e-3, 2e-3], epochs: [40]}")
+    driver = subprocess.Popen([sys.executable, "-m", "finetune_sweep", "run", str(sweep)], cwd=sweep.parent)
+    wait_for(sweep, lambda events: any(isinstance(event, Evaluated) for event in events))
+    while driver.poll() is None:
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert driver.returncode == 130
+
+    assert command("run", sweep, cwd=sweep.parent).code == 0
+    assert {trial["state"] for trial in trials(sweep).values()} == {"finished"}
 
 
 @pytest.mark.slow

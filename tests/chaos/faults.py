@@ -92,6 +92,7 @@ def stopped_by(number: signal.Signals) -> Callable[[Case], bool]:
         took_s = time.monotonic() - began
         if is_hit and code not in {0, 130}:
             case.wrong.append(f"{number.name} ended the session with {code}: {case.scene.last_words()}")
+        case.most_again = 0  # where it stood was stored
         if is_hit and took_s > STOP_S:
             case.wrong.append(f"after {number.name} it went on for {took_s:.0f} s")
         return is_hit and code != 0  # with 0 it was done before the signal came
@@ -377,6 +378,7 @@ ENDING: Final[Mapping[str, Ending]] = {
     "driver killed": Ending(driver_killed),
     "SIGTERM": Ending(stopped_by(signal.SIGTERM)),
     "SIGINT": Ending(stopped_by(signal.SIGINT)),
+    "SIGHUP": Ending(stopped_by(signal.SIGHUP)),
     "disk full": Ending(disk_full, "tmpfs"),
     "resume checkpoint cut": Ending(resume_damaged("cut")),
     "resume checkpoint emptied": Ending(resume_damaged("emptied")),

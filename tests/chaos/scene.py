@@ -51,16 +51,23 @@ min_free_bytes: 0
 
 @dataclass(frozen=True)
 class Length:
-    """How long the two trainings of a sweep are: one has trials of `short` and `long` epochs, one of `long` ones."""
+    """How long the two trainings of a sweep are: one has trials of `short` and `long` epochs, one of `long` ones.
+
+    Args:
+        short: Epochs.
+        long: Epochs.
+        selection: The line of the sweep file by which the winner is chosen; by default the best trial is it.
+    """
 
     short: int
     long: int
+    selection: str = ""
 
 
 POINT: Final = Length(2, 3)
 """For points, each of which is met in any training."""
-MOMENT: Final = Length(20, 40)
-"""For faults at random moments: some seconds of training."""
+MOMENT: Final = Length(20, 40, "selection: {finalists: 1, seeds: 2}\n")
+"""For faults at random moments: some seconds of training, in the search and of the finalists."""
 
 
 @dataclass
@@ -115,7 +122,7 @@ class Scene:
             uri=self.uri,
             storage=self.storage,
         )
-        self.file.write_text(text + self.extra, encoding="utf-8")
+        self.file.write_text(text + self.length.selection + self.extra, encoding="utf-8")
 
     @property
     def file(self) -> Path:
