@@ -1,20 +1,26 @@
-"""Whether a newly promoted model takes the place of the registry's champion: row by row, on the same data."""
+"""Who is the registry's champion: whether a newly promoted model takes its place, and what it took the place of."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.events import Promoted
+from finetune_sweep.events import Entry, Promoted
 from finetune_sweep.finalists import read_predictions, runs_of
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan
 from finetune_sweep.selection import intervals
+from finetune_sweep.snapshot import TAG
 
 CHAMPION: Final = "champion"
 """The alias of the version to be used."""
 CHALLENGER: Final = "challenger"
 """The alias of the newest version, while it is not better than the champion beyond doubt."""
+REPLACED_TAG: Final = TAG + "replaced"
+"""Of a champion: the versions that had the alias before it, the last one first."""
+_NONE: Final = "none"
+_REMEMBERED: Final = 100  # the value of a tag is limited
 
 
 def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, int]) -> tuple[str, str]:
@@ -44,3 +50,40 @@ def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, in
         CHALLENGER,
         f"it is not better than the champion beyond doubt: {between} in {plan.sweep.metric.name}",
     )
+
+
+def registered_before(
+    entries: Sequence[Entry], promoted: Promoted, model: str, versions: Collection[str]
+) -> Promoted | None:
+    """How the weights that lie in `best/` were registered, if since then only the folder was made anew.
+
+    None if there is no such version any more, if others were promoted since, or if the user has chosen them since: then
+    it is decided anew who is champion.
+
+    Args:
+        entries: Of the journal.
+        promoted: The last of its promotions.
+        model: The name of the registered model.
+        versions: Of the registered model, those of these weights.
+    """
+    for event in (entry.event for entry in reversed(entries)):
+        if not isinstance(event, Promoted):
+            continue
+        if (event.key, event.epoch) != (promoted.key, promoted.epoch):
+            return None
+        if promoted.instead_of not in {"", event.instead_of}:
+            return None
+        if event.version:
+            is_there = event.registered_model == model and event.version in versions
+            return event if is_there else None
+    return None
+
+
+def champions_before(tags: Mapping[str, str]) -> list[str]:
+    """The versions that were champion before the one with these tags, the last one first."""
+    return [number for number in tags.get(REPLACED_TAG, _NONE).split(",") if number != _NONE]
+
+
+def replaced_tag(versions: Iterable[str]) -> str:
+    """The value of `REPLACED_TAG` that says these versions, the last one first."""
+    return ",".join([*versions][:_REMEMBERED]) or _NONE

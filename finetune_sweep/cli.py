@@ -170,7 +170,7 @@ def promote(
     again: Annotated[bool, typer.Option(help="Read the test split again; the model card says so.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Verify, and change nothing.")] = False,
     rollback: Annotated[
-        bool, typer.Option(help="Move the champion's alias back to the version before.")
+        bool, typer.Option(help="Move the champion's alias back to the champion before.")
     ] = False,
 ) -> int:
     """Verify the winner, read the test split once, and put a complete model into best/."""

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep import card
 from finetune_sweep.assembly import load_as_user
-from finetune_sweep.challenge import CHALLENGER, CHAMPION, challenge
+from finetune_sweep.challenge import (
+    CHALLENGER,
+    CHAMPION,
+    REPLACED_TAG,
+    challenge,
+    champions_before,
+    registered_before,
+    replaced_tag,
+)
 from finetune_sweep.durable import temporary_folder
 from finetune_sweep.errors import SweepError, TrackingError, UserError
 from finetune_sweep.events import Promoted
@@ -27,7 +35,6 @@ from finetune_sweep.tasks.loading import load_processor
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
 
@@ -57,8 +64,8 @@ def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
     """Gives what lies in `best/` to the MLflow registry, unless it is there.
 
     It becomes `champion` if there is none, if the present one was measured on other data, if the user preferred this
-    trial, or if it is better beyond doubt; else `challenger`. The alias of a version that was journalled before is left
-    where it is: a rollback may have moved it.
+    trial, or if it is better beyond doubt; else `challenger`. Where the weights that were registered last were only put
+    into the folder anew, the alias is left where it is: a rollback may have moved it.
 
     Returns:
         What was promoted, with its version, as journalled.
@@ -77,33 +84,49 @@ def register(plan: Plan, journal: Journal, layout: Layout) -> Promoted:
         versions = [v for v in _versions(client, name) if _is_version_of(v, promoted, plan)]
         if any((name, str(v.version)) == (promoted.registered_model, promoted.version) for v in versions):
             return promoted
-        if versions:
-            version = versions[-1]
-        else:
-            trial = journal.record.trials[promoted.key]
-            run_id = trial.mlflow_run_id or journal.record.mlflow_run_id
-            if run_id is None:
-                raise TrackingError(f"{otherwise}: neither the trial nor the sweep has a run in MLflow yet")
-            version = _create_version(client, plan, layout, promoted, client.get_run(run_id))
-        alias, note = _deserved(client, plan, layout, promoted, version)
-        client.set_registered_model_alias(name, alias, str(version.version))
-        if alias == CHAMPION:
-            client.delete_registered_model_alias(name, CHALLENGER)
+        given = registered_before(journal.entries, promoted, name, [str(v.version) for v in versions])
+        if given is None:
+            run_id = "" if versions else _run_id(journal, promoted, otherwise)
+            version = versions[-1] if versions else _new_version(client, plan, layout, promoted, run_id)
+            given = _with_alias(client, plan, layout, promoted, version)
     registered = replace(
-        promoted, registered_model=name, version=str(version.version), alias=alias, note=note
+        promoted, registered_model=name, version=given.version, alias=given.alias, note=given.note
     )
     journal.append(registered)
     return registered
 
 
-def _deserved(
+def _run_id(journal: Journal, promoted: Promoted, otherwise: str) -> str:
+    """The run in MLflow that a new version belongs to: the trial's, or where that has none, the sweep's."""
+    run_id = journal.record.trials[promoted.key].mlflow_run_id or journal.record.mlflow_run_id
+    if run_id is None:
+        raise TrackingError(f"{otherwise}: neither the trial nor the sweep has a run in MLflow yet")
+    return run_id
+
+
+def _with_alias(
     client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, version: ModelVersion
+) -> Promoted:
+    """Gives a version the alias that it deserves; what it takes the place of is noted first, for `rollback`."""
+    name, number = plan.sweep.registered_model, str(version.version)
+    champion = _champion(_versions(client, name))
+    alias, note = _deserved(plan, layout, promoted, version, champion)
+    if alias == CHAMPION and champion is not None and str(champion.version) != number:
+        former = [str(champion.version), *champions_before(champion.tags)]
+        client.set_model_version_tag(name, number, REPLACED_TAG, replaced_tag(former))
+    client.set_registered_model_alias(name, alias, number)
+    if alias == CHAMPION:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    return replace(promoted, registered_model=name, version=number, alias=alias, note=note)
+
+
+def _deserved(
+    plan: Plan, layout: Layout, promoted: Promoted, version: ModelVersion, champion: ModelVersion | None
 ) -> tuple[str, str]:
     """The alias that a version gets, and why."""
-    others = [v for v in _versions(client, plan.sweep.registered_model) if CHAMPION in (v.aliases or ())]
-    if not others or str(others[0].version) == str(version.version):
+    if champion is None or str(champion.version) == str(version.version):
         return CHAMPION, ""
-    tags = others[0].tags
+    tags = champion.tags
     if tags.get(_FINGERPRINT_TAG) != plan.fingerprint:
         return CHAMPION, "the champion before it was measured on other data, so they cannot be compared"
     if promoted.instead_of:
@@ -113,7 +136,7 @@ def _deserved(
 
 
 def rollback(plan: Plan, layout: Layout) -> Registered:
-    """Moves the alias `champion` back to the version before the one that has it.
+    """Moves the alias `champion` back to the version that had it before; once more, to the one before that.
 
     `best/` stays as it is: `promote` with that version's trial puts it there.
 
@@ -121,22 +144,31 @@ def rollback(plan: Plan, layout: Layout) -> Registered:
         The version that has the alias now.
 
     Raises:
-        UserError: No version has the alias, or there is none before it.
+        UserError: No version has the alias, or it is not known that one had it before.
         TrackingError: MLflow could not be reached.
     """
     name = plan.sweep.registered_model
     with _mlflow(plan, layout, f"the alias {CHAMPION!r} of {name} was not moved") as client:
         versions = _versions(client, name)
-        present = [v for v in versions if CHAMPION in (v.aliases or ())]
-        if not present:
+        present = _champion(versions)
+        if present is None:
             raise UserError(f"no version of the registered model {name!r} has the alias {CHAMPION!r}")
-        older = [v for v in versions if int(v.version) < int(present[-1].version)]
-        if not older:
+        by_number = {str(version.version): version for version in versions}
+        former = [number for number in champions_before(present.tags) if number in by_number]
+        if not former:
             raise UserError(
-                f"{name!r} has no version before {present[-1].version}, so there is nothing to go back to"
+                f"no version of {name!r} was champion before version {present.version}, so there is nothing to go"
+                " back to"
             )
-        client.set_registered_model_alias(name, CHAMPION, str(older[-1].version))
-    return Registered(name, str(older[-1].version), older[-1].tags.get(KEY_TAG, ""))
+        # What it goes back to from there, since that version may have been champion more than once.
+        client.set_model_version_tag(name, former[0], REPLACED_TAG, replaced_tag(former[1:]))
+        client.set_registered_model_alias(name, CHAMPION, former[0])
+    return Registered(name, former[0], by_number[former[0]].tags.get(KEY_TAG, ""))
+
+
+def _champion(versions: Sequence[ModelVersion]) -> ModelVersion | None:
+    """The version that has the alias `champion`."""
+    return next((version for version in versions if CHAMPION in (version.aliases or ())), None)
 
 
 @contextlib.contextmanager
@@ -173,8 +205,8 @@ def _weights_tags(promoted: Promoted, plan: Plan) -> dict[str, str]:
     return {_FINGERPRINT_TAG: plan.fingerprint, TAG + "epoch": str(promoted.epoch)}
 
 
-def _create_version(
-    client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, run: Run
+def _new_version(
+    client: MlflowClient, plan: Plan, layout: Layout, promoted: Promoted, run_id: str
 ) -> ModelVersion:
     """Uploads `best/` as a model of a run, and makes it the newest version of the registered model.
 
@@ -182,7 +214,7 @@ def _create_version(
     """
     from mlflow.entities import LoggedModelOutput
 
-    name, run_id = plan.sweep.registered_model, run.info.run_id
+    name, run = plan.sweep.registered_model, client.get_run(run_id)
     tags = {KEY_TAG: promoted.key, **_weights_tags(promoted, plan), TAG + "sweep": plan.sweep.name}
     for split, metrics in (("validation", promoted.metrics), ("test", promoted.test_metrics)):
         tags |= {f"{TAG}{split}_{metric}": str(value) for metric, value in metrics.items()}

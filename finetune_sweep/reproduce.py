@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from finetune_sweep.train.state import Evaluation, LoopState
+    from finetune_sweep.train.heads import Trained
+    from finetune_sweep.train.state import Evaluation
 
 _SPREADS: Final = 2.0
 """How many standard deviations from seed to seed count as within their spread."""
@@ -28,8 +29,9 @@ _SPREADS: Final = 2.0
 def reproduce(folder: Path, say: Callable[[str], None]) -> None:
     """Trains a promoted model again and says how near the result is.
 
-    Equal to the last digit is what the same hardware gives in fp32. Elsewhere sums are taken in another order, and
-    what is left is that the metric lies within two standard deviations of the spread from seed to seed.
+    Equal to the last digit is what the same hardware with the same versions gives in fp32, and there nothing less will
+    do. Elsewhere sums are taken in another order, and what is left is that the metric lies within two standard
+    deviations of the spread from seed to seed.
 
     Args:
         folder: Of the promoted model.
@@ -37,23 +39,27 @@ def reproduce(folder: Path, say: Callable[[str], None]) -> None:
 
     Raises:
         UserError: The data, the pretrained model or the recipe are no longer those of the lock.
-        VerificationError: The result differs by more than the spread, or no spread is known.
+        VerificationError: The result is not equal where it has to be; elsewhere it differs by more than the spread, or
+            no spread is known.
+        TrialError: The training failed.
     """
     lock = resolved.read_beside(folder)
     plan, trial = _planned(lock)
     say(f"data and weights are those of the lock: {plan.fingerprint}, {lock.model}")
-    evaluation, state = _train(plan, trial, lock, say)
+    evaluation, trained = _train(plan, trial, lock, say)
     differing = [
         f"{name} was {value!r}, now {evaluation.metrics.get(name)!r}"
         for name, value in lock.metrics.items()
         if evaluation.metrics.get(name) != value
     ]
-    unequal = _unequal_tensors(folder, state.changed)
+    unequal = _unequal_tensors(folder, trained.changed)
     if not differing and not unequal:
-        say(f"equal to the last digit: {len(lock.metrics)} metrics and {len(state.changed)} trained tensors")
+        say(
+            f"equal to the last digit: {len(lock.metrics)} metrics and {len(trained.changed)} trained tensors"
+        )
         return
     if not differing:
-        differing = [f"{unequal} of {len(state.changed)} trained tensors differ, though no metric does"]
+        differing = [f"{unequal} of {len(trained.changed)} trained tensors differ, though no metric does"]
     _judge(lock, plan, evaluation, differing, say)
 
 
@@ -86,22 +92,22 @@ def _planned(lock: Lock) -> tuple[Plan, Trial]:
     return replace(plan, trials=(trial,)), trial
 
 
-def _train(plan: Plan, trial: Trial, lock: Lock, say: Callable[[str], None]) -> tuple[Evaluation, LoopState]:
-    """Trains up to the epoch whose weights were promoted."""
+def _train(plan: Plan, trial: Trial, lock: Lock, say: Callable[[str], None]) -> tuple[Evaluation, Trained]:
+    """Trains up to the epoch whose weights were promoted, in the way that the sweep did."""
     import torch
 
-    from finetune_sweep.train import loop
+    from finetune_sweep.tune.fused import train_alone
     from finetune_sweep.tune.loaded import Loaded
 
     torch.set_num_threads(lock.threads)
-    job, state = Loaded(plan).job(trial)
-    for evaluation in loop.fit(job, state):
-        metric = plan.sweep.metric.name
-        say(f"epoch {evaluation.epoch} of {lock.epoch}: {metric} {evaluation.metrics[metric]:.4f}")
-        if evaluation.epoch == lock.epoch:
-            return evaluation, state
+    reached = 0
+    for evaluation, trained in train_alone(trial, plan, Loaded(plan)):
+        metric, reached = plan.sweep.metric.name, evaluation.epoch
+        say(f"epoch {reached} of {lock.epoch}: {metric} {evaluation.metrics[metric]:.4f}")
+        if reached == lock.epoch:
+            return evaluation, trained
     raise VerificationError(
-        f"the training ended after epoch {state.epoch}, before epoch {lock.epoch}, whose weights were promoted"
+        f"the training ended after epoch {reached}, before epoch {lock.epoch}, whose weights were promoted"
     )
 
 
@@ -119,12 +125,15 @@ def _unequal_tensors(folder: Path, trained: Mapping[str, Tensor]) -> int:
 def _judge(
     lock: Lock, plan: Plan, evaluation: Evaluation, differing: list[str], say: Callable[[str], None]
 ) -> None:
-    from finetune_sweep.train import hardware
-
+    """Says whether what is not equal is near enough, where it need not be equal."""
     metric = plan.sweep.metric.name
     what = f"not equal to the last digit ({'; '.join(differing)})"
-    if plan.device != lock.device or hardware.describe() != lock.machine:
-        what += "; the hardware or the versions are others"
+    reason = _why_unequal(lock, plan)
+    if reason is None:
+        raise VerificationError(
+            f"{what}, although the hardware and the versions are those of the lock, and fp32 gives the same there"
+        )
+    what += f"; {reason}"
     away = abs(evaluation.metrics[metric] - lock.metrics[metric])
     if lock.spread is None:
         raise VerificationError(
@@ -136,3 +145,22 @@ def _judge(
             f" ({lock.spread:.4g})"
         )
     say(f"{what}; {metric} is {away:.4g} away, within {_SPREADS:g} times the spread ({lock.spread:.4g})")
+
+
+def _why_unequal(lock: Lock, plan: Plan) -> str | None:
+    """What excuses another result: None where hardware, versions and precision leave nothing that could."""
+    from finetune_sweep.train import hardware
+
+    found = {"device": plan.device, **hardware.describe()}
+    then = {"device": lock.device, **lock.machine}
+    if not lock.machine:
+        return f"what trained it is not known ({lock.host or 'another sweep'})"
+    others = [
+        f"{name} was {then.get(name)!r}, now {found.get(name)!r}"
+        for name in sorted(found.keys() | then.keys())
+        if found.get(name) != then.get(name)
+    ]
+    if others:
+        return f"the hardware or the versions are others ({'; '.join(others)})"
+    precision = plan.trials[0].training.precision
+    return f"{precision} is not exact" if precision != "fp32" else None

@@ -6,6 +6,7 @@ The one beside a promoted model also says what that model is: enough to train it
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ def write(plan: Plan, layout: Layout) -> None:
 def write_beside(folder: Path, layout: Layout, champion: Champion) -> None:
     """Writes the sweep's file into the folder of a promoted model, with what is to be known of that.
 
+    The machine in it is the driver's: of a model that another one trained, it says nothing.
+
     Raises:
         StorageError: If the disk refuses.
     """
@@ -69,6 +72,8 @@ def write_beside(folder: Path, layout: Layout, champion: Champion) -> None:
         "fingerprints": dict(champion.fingerprints),
     }
     sweep = content if isinstance(content, dict) else {}
+    if own["host"] != socket.gethostname():
+        sweep["machine"] = {}
     write_atomic(folder / layout.resolved.name, yamlio.dump({**sweep, "trial": own}).encode())
 
 
@@ -97,7 +102,8 @@ class Champion:
 class Lock:
     """What the file beside a promoted model says, as far as training it again needs it.
 
-    `sweep` is the sweep of that one trial: nothing is searched.
+    `sweep` is the sweep of that one trial: nothing is searched. `machine` is the one that trained it; empty if that is
+    not known.
     """
 
     sweep: Sweep

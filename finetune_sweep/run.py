@@ -69,13 +69,13 @@ def promote_only(sweep: Sweep, address: str | None, options: promote.Options) ->
 
 
 def rollback(sweep: Sweep) -> int:
-    """Moves the alias of the registered model back by one version.
+    """Moves the alias of the registered model back to the champion before.
 
     Returns:
         The exit code.
 
     Raises:
-        SweepError: If there is no version to go back to, or MLflow is away.
+        SweepError: If there is no champion to go back to, or MLflow is away.
     """
     layout = layout_of(sweep)
     with SweepLock(layout):

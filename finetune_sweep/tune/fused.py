@@ -1,4 +1,4 @@
-"""Head-only trajectories that one worker trains together: what happens to each, as events of its own."""
+"""Head-only trajectories that one worker trains together, and how a trial is trained that stands alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from finetune_sweep.errors import TrialError
 from finetune_sweep.events import Event, Failure
 from finetune_sweep.plan import Plan
-from finetune_sweep.train import heads
+from finetune_sweep.train import heads, loop
+from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation
+from finetune_sweep.trial import Trial, can_fuse
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.member import Member
 
@@ -46,6 +48,32 @@ def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Ite
         yield tuple(events)
         if members[0].stop_sign.is_up():
             return  # so quickly trained that nothing is stored on the way
+
+
+def train_alone(trial: Trial, plan: Plan, loaded: Loaded) -> Iterator[tuple[Evaluation, Trained]]:
+    """Trains a trial in the way that a sweep would, and yields each evaluation with the training that it belongs to.
+
+    A head alone is a stack of one: what it comes to does not depend on the others that it was trained with.
+
+    Raises:
+        TrialError: What ends the training.
+    """
+    if not is_stacked([trial], plan):
+        job, state = loaded.job(trial)
+        for evaluation in loop.fit(job, state):
+            yield evaluation, state
+        return
+    stack = loaded.heads([trial])
+    for told in heads.fit(stack, loaded.watchdog.beat):
+        for index, result in told:
+            if isinstance(result, TrialError):
+                raise result
+            yield result, stack.members[index]
+
+
+def is_stacked(trials: Sequence[Trial], plan: Plan) -> bool:
+    """Whether `train_together` trains the trials of a unit, be there only one: all of a unit are, or none."""
+    return can_fuse(trials[-1], plan.sweep.speed)
 
 
 def _bar(members: Sequence[Member], plan: Plan, before: float | None) -> float | None:

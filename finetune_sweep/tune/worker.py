@@ -36,10 +36,10 @@ from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation
-from finetune_sweep.trial import Trial, WorkUnit, can_fuse
+from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.branching import train_branches
-from finetune_sweep.tune.fused import train_together
+from finetune_sweep.tune.fused import is_stacked, train_together
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.resume import Best, Checkpoints
 from finetune_sweep.tune.watch import StopSign
@@ -75,7 +75,7 @@ def run_unit(
 
 
 def _events(runs: Sequence[_UnitRun], plan: Plan, loaded: Loaded) -> Iterator[tuple[Event, ...]]:
-    if can_fuse(runs[0].unit.trials[-1], plan.sweep.speed):
+    if is_stacked(runs[0].unit.trials, plan):
         yield from train_together(runs, plan, loaded)
     elif len(runs) > 1:
         yield from train_branches(runs, loaded)

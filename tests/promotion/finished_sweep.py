@@ -40,7 +40,7 @@ data:
   max_length: 16
 space: {{learning_rate: [3e-3, 1e-2], epochs: [1, 2]}}
 metric: {{name: loss}}
-training: {{freeze_depth: 1, batch_size: 4}}
+training: {training}
 storage: ./runs
 cache: ./cache
 tracking: {{uri: "{uri}", registered_model: tiny classifier}}
@@ -141,11 +141,16 @@ def save_rows(file: Path, labels: tuple[str, str] = ("bad", "good")) -> None:
         csv.writer(stream).writerows([("text", "label"), *rows])
 
 
-def train(folder: Path, data: str, uri: str = "sqlite:///mlflow.db") -> Trained:
+def train(
+    folder: Path,
+    data: str,
+    uri: str = "sqlite:///mlflow.db",
+    training: str = "{freeze_depth: 1, batch_size: 4}",
+) -> Trained:
     """Trains a sweep as the driver does, in this process."""
     save_model(folder / "model")
     save_rows(folder / "rows.csv")
-    (folder / "tiny.yaml").write_text(SWEEP.format(data=data, uri=uri))
+    (folder / "tiny.yaml").write_text(SWEEP.format(data=data, uri=uri, training=training))
     sweep = load_sweep(folder / "tiny.yaml")
     plan = make_plan(sweep)
     layout = Layout(Path(sweep.storage or ""), sweep.name)

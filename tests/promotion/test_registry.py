@@ -77,7 +77,7 @@ def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Ope
     first, second = (trial.key for trial in tracked.ranking[:2])
     register(tracked)
     assert register(tracked).version == "1"
-    with pytest.raises(UserError, match="has no version before 1"):
+    with pytest.raises(UserError, match="no version of 'tiny classifier' was champion before version 1, so"):
         registry.rollback(tracked.plan, tracked.layout)
 
     tracked.promote(here, Options(key=second))
@@ -97,6 +97,104 @@ def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Ope
     tracked.journal.append(replace(last, key=second, epoch=epoch, version="", instead_of=first))
     assert register(tracked).version == "2"
     assert str(client.get_model_version_by_alias("tiny classifier", "champion").version) == "2"
+
+
+def champion_of(opened: Opened) -> str:
+    return str(client_of(opened).get_model_version_by_alias("tiny classifier", "champion").version)
+
+
+def promote_and_register(opened: Opened, place: int, *, by_rule: bool = False) -> Promoted:
+    """Promotes the trial of this place in the ranking, as the user's choice or as if the rule had named it."""
+    chosen = opened.promote(here, Options(key=opened.ranking[place].key))
+    if by_rule:
+        opened.journal.append(replace(chosen, instead_of=""))
+    return register(opened)
+
+
+def test_a_rollback_goes_back_to_what_was_champion_and_to_nothing_else(tracked: Opened) -> None:
+    register(tracked)
+    assert promote_and_register(tracked, 1, by_rule=True).alias == "challenger"
+    assert promote_and_register(tracked, 2).alias == "champion"
+    tags = client_of(tracked).get_model_version("tiny classifier", "3").tags
+    assert tags["finetune_sweep.replaced"] == "1"
+
+    assert registry.rollback(tracked.plan, tracked.layout).version == champion_of(tracked) == "1"
+    with pytest.raises(UserError, match="no version of 'tiny classifier' was champion before version 1"):
+        registry.rollback(tracked.plan, tracked.layout)
+
+
+def test_each_rollback_goes_one_champion_farther_back(tracked: Opened) -> None:
+    register(tracked)
+    assert promote_and_register(tracked, 1).version == "2"
+    assert promote_and_register(tracked, 2).version == "3"
+    assert promote_and_register(tracked, 1).version == champion_of(tracked) == "2"
+
+    assert [registry.rollback(tracked.plan, tracked.layout).version for _ in range(3)] == ["3", "2", "1"]
+    with pytest.raises(UserError, match="so there is nothing to go back to"):
+        registry.rollback(tracked.plan, tracked.layout)
+
+    assert promote_and_register(tracked, 2).version == champion_of(tracked) == "3"
+    assert registry.rollback(tracked.plan, tracked.layout).version == "1"
+
+
+def test_a_version_that_was_deleted_is_passed_over(tracked: Opened) -> None:
+    register(tracked)
+    promote_and_register(tracked, 1)
+    promote_and_register(tracked, 2)
+    client_of(tracked).delete_model_version("tiny classifier", "2")
+    assert registry.rollback(tracked.plan, tracked.layout).version == champion_of(tracked) == "1"
+
+
+def test_a_kill_between_the_note_and_the_alias_changes_nothing(
+    tracked: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    register(tracked)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote_and_register(tracked, 1)
+    assert champion_of(tracked) == "1"
+    with pytest.raises(UserError, match="was champion before version 1"):
+        registry.rollback(tracked.plan, tracked.layout)
+    assert (register(tracked).version, champion_of(tracked)) == ("2", "2")
+
+    promote_and_register(tracked, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.rollback(tracked.plan, tracked.layout)
+    assert champion_of(tracked) == "3"
+    assert [registry.rollback(tracked.plan, tracked.layout).version for _ in range(2)] == ["2", "1"]
+
+
+def test_a_folder_made_anew_leaves_a_rollback_alone(tracked: Opened) -> None:
+    register(tracked)
+    before = promote_and_register(tracked, 1)
+    registry.rollback(tracked.plan, tracked.layout)
+
+    (tracked.layout.best / "model.safetensors").write_bytes(b"damaged")
+    options = Options(keep=True)
+    anew = tracked.promote(here, options)
+    assert (anew.key, anew.version) == (before.key, "")
+    tracked.journal.append(anew)  # as after a kill before the registry was told
+    assert register(tracked) == before
+    assert tracked.journal.record.promoted == before
+    assert champion_of(tracked) == "1"
+
+
+def test_what_the_user_chooses_after_a_rollback_is_champion(tracked: Opened) -> None:
+    register(tracked)
+    promote_and_register(tracked, 1)
+    registry.rollback(tracked.plan, tracked.layout)
+    last = cast("Promoted", tracked.journal.record.promoted)
+    # Another trial is the best by then, and still the user wants this one.
+    tracked.journal.append(replace(last, version="", instead_of=tracked.ranking[2].key))
+    assert (register(tracked).version, champion_of(tracked)) == ("2", "2")
 
 
 def test_what_is_not_better_beyond_doubt_is_a_challenger(tracked: Opened) -> None:

@@ -44,6 +44,7 @@ MLFLOW_WRITES = [
     "log_outputs",
     "create_registered_model",
     "create_model_version",
+    "set_model_version_tag",
     "set_registered_model_alias",
     "delete_registered_model_alias",
 ]
