@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
-from finetune_sweep.selection import Interval, Runs, intervals
+from finetune_sweep.selection import Interval, Runs, intervals, standard_error
 
 _NUMBERS: Final = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -58,10 +58,10 @@ def decide(
 ) -> Verdict:
     """Chooses the winner.
 
-    The leader has the highest mean. Of the finalists that are not told apart from it, the cheapest wins, the highest
-    mean among the equally cheap; if the leader beats the baseline, it must do so too. The baseline wins only if it
-    leads. All intervals of a question hold together with a probability of 0.95: all pairs of finalists, all finalists
-    against the baseline, the means of all.
+    The leader has the highest mean. Of the finalists that are not told apart from it and lie within one standard error
+    of it (Breiman, Friedman, Olshen & Stone 1984), the cheapest wins, the highest mean among the equally cheap; if the
+    leader beats the baseline, it must do so too. The baseline wins only if it leads. All intervals of a question hold
+    together with a probability of 0.95: all pairs of finalists, all finalists against the baseline, the means of all.
 
     Args:
         finalists: At least one.
@@ -130,11 +130,18 @@ class _Contest:
         if self.baseline is not None and self._mean(self.baseline) > self._mean(leader):
             return self.baseline, [self.baseline]
         alike = [c for c in self.finalists if c is leader or not self.is_above(leader, c)]
-        eligible = [
-            c for c in alike if c.scale == leader.scale and (self._beats(c) or not self._beats(leader))
-        ]
+        eligible = [c for c in alike if c is leader or self._is_as_good(c)]
         cheapest = min(eligible, key=lambda c: (c.cost, -self._mean(c)))
         return cheapest, sorted(alike, key=lambda c: -self._mean(c))
+
+    def _is_as_good(self, candidate: Candidate) -> bool:
+        """Whether a finalist may be taken in the leader's place: what few seeds cannot tell apart can be far worse."""
+        behind = self._runs[self.leader.name] - self._runs[candidate.name]
+        return (
+            candidate.scale == self.leader.scale
+            and behind.mean <= standard_error(behind)
+            and (self._beats(candidate) or not self._beats(self.leader))
+        )
 
     def is_told_apart(self, winner: Candidate) -> bool:
         """Whether the winner is better, beyond doubt, than the best of the others."""
@@ -157,8 +164,14 @@ def _about_others(winner: Candidate, alike: Sequence[Candidate], leader: Candida
     if len(alike) < 2:
         return "" if alone or winner is not leader else "It is told apart from all other finalists."
     count = _NUMBERS[len(alike)] if len(alike) < len(_NUMBERS) else str(len(alike))
-    is_cheapest = winner is not leader or all(winner.cost < c.cost for c in alike if c is not winner)
-    which = "the cheapest of them" if is_cheapest else "the one with the highest mean"
+    if all(winner.cost <= c.cost for c in alike) and (
+        winner is not leader or any(winner.cost < c.cost for c in alike)
+    ):
+        which = "the cheapest of them"
+    elif winner is leader:
+        which = "the one with the highest mean"
+    else:
+        which = "the cheapest within one standard error of the highest mean"
     return f"The first {count} cannot be told apart; {which} was taken."
 
 

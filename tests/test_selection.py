@@ -199,6 +199,29 @@ def test_what_has_no_effect_cannot_be_told_apart_and_the_cheaper_is_taken() -> N
     assert "The first two cannot be told apart; the cheapest of them was taken." in verdict.sentence
 
 
+def test_a_cheaper_one_that_few_seeds_cannot_tell_apart_is_not_taken_if_it_looks_worse() -> None:
+    right = {
+        "dear": (90, 80, 70),
+        "worse": (88, 74, 60),
+        "close": (93, 77, 69),
+    }  # of 100 rows, on three seeds
+    costs = {"dear": 3.0, "worse": 1.0, "close": 2.0}
+    named = [
+        Candidate(
+            name,
+            name,
+            runs_of_rows(np.stack([np.arange(100) < n for n in counts]).astype(np.float64)),
+            costs[name],
+        )
+        for name, counts in right.items()
+    ]
+    verdict = decide(named, None, "accuracy", higher_is_better=True)
+    assert verdict.winner == "close"
+    assert "The first three cannot be told apart" in verdict.sentence
+    assert "the cheapest within one standard error of the highest mean was taken" in verdict.sentence
+    assert decide(named[:2], None, "accuracy", higher_is_better=True).winner == "dear"
+
+
 def test_a_cheaper_one_of_another_scale_is_not_compared_by_its_cost() -> None:
     same, base = replay(3, [0.9, 0.8], seeds=3)
     dear = Candidate("dear", "d", runs_of_rows(same + 0.001), 3.0, "large")
