@@ -332,7 +332,10 @@ def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None
     [
         ("seed=0", ["", "", "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
         ("speed.prefix_cache=false", ["", "", "", ""]),
-        ("speed.unpadding=false", ["", "", "in each epoch, as texts are padded", "in each epoch"]),
+        (
+            "speed.unpadding=false",
+            ["", "", "in each epoch, as texts are padded: unpadding is off", "each epoch"],
+        ),
         ("speed.prefix_cache_bytes=9000", ["", "", "if the result fits (at most 0.1 MB", "computed once"]),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +22,7 @@ from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import run_unit
 from tests.promotion.finished_sweep import Opened, Trained, here, hold
-from tests.tasks.models import CASES
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from tests.tasks.models import CASES, as_written
 
 SWEEP = """
 name: tiny
@@ -39,17 +36,6 @@ cache: ./cache
 tracking: {{registered_model: tiny}}
 selection: {{robustness: true}}
 """
-
-
-def as_written(rows: Dataset) -> Dataset:
-    """Rows as a file has them: of boxes, the sides in one list."""
-    if "boxes" not in rows.column_names:
-        return rows
-    found = [
-        [{"label": b["label"], "bbox": [b["left"], b["top"], b["width"], b["height"]]} for b in of_row]
-        for of_row in rows["boxes"]
-    ]
-    return rows.remove_columns("boxes").add_column("boxes", found)
 
 
 def trained(task: str, folder: Path) -> Trained:

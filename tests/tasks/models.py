@@ -43,11 +43,20 @@ SYLLABLES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A task's tiny model and its rows; `bad` has a target that was never seen in training, where there is such."""
+    """A task's tiny model and its rows.
+
+    Args:
+        model: Makes the model in a folder.
+        train: Rows that it can learn.
+        bad: A target that was never seen in training, where there is such.
+        broken: Of a task without such: cells of one column, in the place of those of `train`, that are refused when a
+            file is read, and what is said of the first bad one.
+    """
 
     model: Callable[[Path], Path]
     train: Dataset
     bad: Dataset | None = None
+    broken: tuple[str, list[object], str] | None = None
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -208,6 +217,18 @@ _WORDS = _words(24)
 _SCENES = [scene(row) for row in range(24)]
 _GREYS = [10 * row for row in range(24)]
 
+
+def as_written(rows: Dataset) -> Dataset:
+    """Rows as a file has them: of boxes, the sides in one list."""
+    if "boxes" not in rows.column_names:
+        return rows
+    found = [
+        [{"label": b["label"], "bbox": [b["left"], b["top"], b["width"], b["height"]]} for b in of_row]
+        for of_row in rows["boxes"]
+    ]
+    return rows.remove_columns("boxes").add_column("boxes", found)
+
+
 CASES: Mapping[str, Case] = {
     "text-classification": Case(
         tiny_bert,
@@ -230,6 +251,7 @@ CASES: Mapping[str, Case] = {
                 "number": [text.count("a") / 4 for text in _TEXTS],
             }
         ),
+        broken=("number", ["0.5", "half", *["1"] * 22], "row 2: must be a finite number, got 'half'"),
     ),
     "token-classification": Case(
         tiny_bert,
@@ -241,10 +263,12 @@ CASES: Mapping[str, Case] = {
     "text-to-text": Case(
         tiny_t5,
         Dataset.from_dict({"text": _TEXTS, "target": [" ".join(sorted(text.split())) for text in _TEXTS]}),
+        broken=("target", [[text] for text in _TEXTS], "row 1: the text must be text, got list"),
     ),
     "causal-lm": Case(
         tiny_gpt2,
         Dataset.from_dict({"prompt": [text[:1] for text in _TEXTS], "text": [text[2:] for text in _TEXTS]}),
+        broken=("prompt", [{"role": text} for text in _TEXTS], "row 1: the text must be text, got dict"),
     ),
     "image-classification": Case(
         tiny_vit,
@@ -270,6 +294,11 @@ CASES: Mapping[str, Case] = {
                 "image": [picture(g) for g in _GREYS],
                 "text": [" ".join("abcdef"[: 2 + g // 60]) for g in _GREYS],
             }
+        ),
+        broken=(
+            "image",
+            [picture(0), picture(9)[:40], *map(picture, range(22))],
+            "row 2: the picture is damaged",
         ),
     ),
     "object-detection": Case(
