@@ -125,8 +125,8 @@ the writer but its embeddings, and none of the reader.
 
 ## Your own task, in one file
 
-A task is a class with the members of `Task` in `finetune_sweep/tasks/contract.py`. This one is whole; a test runs the
-contract suite on it:
+A task is a class with the members of `Task` in `finetune_sweep/tasks/contract.py`. This one is whole; a test runs
+on it every check of the contract suite that is for all tasks:
 
 ```python
 {own_task}```
