@@ -22,6 +22,18 @@ _LABEL_NAMES: Final = (
     *("emotion", "tag"),
 )
 _SUFFIXES: Final = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"}
+_WORD_NAMES: Final = ("tokens", "words")
+_TAG_NAMES: Final = ("tags", "ner_tags", "pos_tags", "tag", "ner", "pos", "labels")
+_LIST_NAMES: Final = ("labels", "tags", "classes", "categories", "label")
+_PAIRS: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
+    "causal-lm: prompt, text": (("prompt", "instruction"), ("completion", "response", "output", "answer")),
+    "text-to-text: text, target": (
+        (*_TEXT_NAMES, "article", "source", "input", "dialogue"),
+        ("summary", "highlights", "target", "answer", "translation", "output", "headline", "title"),
+    ),
+    "text-regression: text, number": (_TEXT_NAMES, ("score", "similarity", "number", "value", "price")),
+}
+"""What columns of these names may be for, and what the task calls them: said where no column is a class."""
 _CAPTION_NAMES: Final = ("text", "caption", "sentence", "description", "title", "name")
 _LOOKED_AT: Final = 20_000
 _MOST_NUMBERS: Final = 50
@@ -54,24 +66,55 @@ def guess_task(data: Path) -> Guess | None:
     from finetune_sweep.train import coco, conll
     from finetune_sweep.train.source import PICTURES
 
-    if data.is_file() and coco.is_coco(data):
-        return Guess("object-detection")
     patterns = ("*", "*/*", "*/*/*")
     files = [data] if data.is_file() else [file for each in patterns for file in sorted(data.glob(each))]
     endings = {file.suffix.lower() for file in files if file.is_file()}
-    if endings & set(conll.ENDINGS):
+    if endings & set(conll.ENDINGS) or any(_is_plain_conll(file) for file in files):
         return Guess("token-classification")
     table = peeked_file(data)
+    if table is not None and coco.is_coco(table):
+        return Guess("object-detection")
     if table is not None and table.suffix.lower() in _SUFFIXES:
-        return _of_pictures(peek(table), table)
+        rows = peek(table)
+        return _of_pictures(rows, table) or _of_lists(rows)
     return Guess("image-classification") if endings & PICTURES else None
+
+
+def _is_plain_conll(file: Path) -> bool:
+    """Whether a text file, named for a split, has the same number of fields, two or more, in each line of words."""
+    from finetune_sweep.train import conll
+
+    if file.suffix.lower() != conll.PLAIN or not file.stem.lower().startswith("train"):
+        return False
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:1000]
+    widths = {len(line.split()) for line in lines if line.strip()}
+    return len(widths) == 1 and min(widths) > 1 and any(not line.strip() for line in lines)
+
+
+def _of_lists(rows: Rows) -> Guess | None:
+    """What a table is for that has lists: words and their tags, or the classes of a text."""
+    columns = _columns(rows)
+    lists = [column for column in columns if column.is_lists]
+    words = [column for column in lists if column.is_texts]
+    tags = _by_name(lists, _TAG_NAMES)
+    tokens = _by_name([column for column in words if column is not tags], _WORD_NAMES)
+    if tokens is not None and tags is not None:
+        return Guess(
+            "token-classification", _unless_so_named("tokens", tokens) | _unless_so_named("tags", tags)
+        )
+    texts = [column for column in columns if column.could_be_text]
+    labels = _by_name(words, _LIST_NAMES)
+    if labels is None or not texts:
+        return None
+    text = _by_name(texts, _TEXT_NAMES) or max(texts, key=lambda column: column.mean_length)
+    return Guess("text-tagging", _unless_so_named("text", text) | _unless_so_named("labels", labels))
 
 
 def _of_pictures(rows: Rows, file: Path) -> Guess | None:
     """What a table is for in which a column names pictures."""
     from finetune_sweep.train.source import PICTURES
 
-    columns = [_column(name, rows) for name in dict.fromkeys(name for row in rows[:1000] for name in row)]
+    columns = _columns(rows)
     named = [c for c in columns if c.is_plain and c.values and all(_ends(v, PICTURES) for v in c.values)]
     if not named:
         return None
@@ -81,6 +124,9 @@ def _of_pictures(rows: Rows, file: Path) -> Guess | None:
     label = _by_name([column for column in others if column.could_be_label], _LABEL_NAMES)
     if label is not None:
         return Guess("image-classification", found | _unless_so_named("label", label))
+    labels = _by_name([column for column in others if column.is_lists and column.is_texts], _LIST_NAMES)
+    if labels is not None:
+        return Guess("image-tagging", found | _unless_so_named("labels", labels))
     texts = [column for column in others if column.could_be_text]
     caption = _by_name(texts, _CAPTION_NAMES) or max(texts, key=lambda c: c.mean_length, default=None)
     if caption is None:
@@ -162,17 +208,31 @@ def _parquet_rows(file: Path) -> Iterator[Mapping[str, object]]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
+        for batch in table.iter_batches(batch_size=100):
+            for row in batch.to_pylist():
+                yield {name: _without_bytes(value) for name, value in row.items()}
+
+
+def _without_bytes(value: object) -> object:
+    """A cell; of a picture only a name, as thousands of them are looked at."""
+    is_picture = isinstance(value, bytes) or (
+        isinstance(value, dict) and isinstance(value.get("bytes"), bytes)
+    )
+    return "inside.png" if is_picture else value
 
 
 @dataclass(frozen=True)
 class _Column:
-    """What the first rows say about a column; `values` are those that are not missing, as texts."""
+    """What the first rows say about a column; `values` are those that are not missing, as texts.
+
+    `is_lists` where each of them is a list, and `is_texts` where all that is in these is text.
+    """
 
     name: str
     values: Sequence[str]
     is_plain: bool
+    is_lists: bool = False
+    is_texts: bool = False
 
     @property
     def mean_length(self) -> float:
@@ -205,7 +265,7 @@ def guess_columns(rows: Rows, file: Path) -> dict[str, str | int]:
     names = dict.fromkeys(name for row in rows[:1000] for name in row if name.strip())
     columns = [_column(name, rows) for name in names]
     listed = f"it has {', '.join(column.name for column in columns)}"
-    named = _by_name(columns, _LABEL_NAMES)
+    named = _by_name([column for column in columns if column.is_plain], _LABEL_NAMES)
     texts = [column for column in columns if column.could_be_text and column != named]
     text = _by_name(texts, _TEXT_NAMES) or max(texts, key=lambda column: column.mean_length, default=None)
     if text is None:
@@ -215,14 +275,37 @@ def guess_columns(rows: Rows, file: Path) -> dict[str, str | int]:
         return {"text": text.name, "label": named.name}
     labels = [column for column in columns if column.could_be_label and column != text]
     if not labels:
-        raise UserError(f"{file}: no column looks like a label (a few values that repeat); {listed}")
+        raise UserError(
+            f"{file}: no column looks like a label (a few values that repeat); {listed}{_other_task(columns)}"
+        )
     return {"text": text.name, "label": min(labels, key=lambda column: column.distinct).name}
+
+
+def _other_task(columns: Sequence[_Column]) -> str:
+    """The task that the names of columns fit, which is not guessed: such names are of other data, too."""
+    for task, (ours, theirs) in _PAIRS.items():
+        plain = [column for column in columns if column.is_plain and column.values]
+        numbers = [column for column in plain if column.is_numeric]
+        second = _by_name(numbers if "number" in task else [c for c in plain if c not in numbers], theirs)
+        first = _by_name([column for column in plain if column not in (*numbers, second)], ours)
+        if first is not None and second is not None:
+            name, _, names = task.partition(": ")
+            left, _, right = names.partition(", ")
+            return f"; for `task: {name}` write `columns: {{{left}: {first.name}, {right}: {second.name}}}`"
+    return ""
+
+
+def _columns(rows: Rows) -> list[_Column]:
+    return [_column(name, rows) for name in dict.fromkeys(name for row in rows[:1000] for name in row)]
 
 
 def _column(name: str, rows: Rows) -> _Column:
     present = [value for row in rows if (value := row.get(name)) is not None and value != ""]
     is_plain = all(isinstance(value, str | int | float) for value in present)
-    return _Column(name, [str(value).strip() for value in present], is_plain)
+    lists = [value for value in present if isinstance(value, list)]
+    is_lists = bool(lists) and len(lists) == len(present)
+    is_texts = is_lists and all(isinstance(entry, str) for value in lists for entry in value)
+    return _Column(name, [str(value).strip() for value in present], is_plain, is_lists, is_texts)
 
 
 def _by_name(columns: Sequence[_Column], names: Sequence[str]) -> _Column | None:
@@ -230,7 +313,7 @@ def _by_name(columns: Sequence[_Column], names: Sequence[str]) -> _Column | None
     for words in (lambda name: [name.lower()], lambda name: re.split(r"[^a-z]+", name.lower())):
         for wanted in names:
             for column in columns:
-                if column.is_plain and wanted in words(column.name):
+                if (column.is_plain or column.is_lists) and wanted in words(column.name):
                     return column
     return None
 
@@ -256,8 +339,8 @@ def refuse_regression(classes: Sequence[str] | set[str], column: str) -> None:
     """
     if len(classes) > _MOST_NUMBERS and all(map(_is_number, classes)):
         raise UserError(
-            f"{column!r} has {len(classes):,} different numbers: that is regression, text-classification"
-            f" takes up to {_MOST_NUMBERS} of them as classes"
+            f"{column!r} has {len(classes):,} different numbers: that is regression (`task: text-regression` with"
+            f" `columns: {{number: {column}}}`), text-classification takes up to {_MOST_NUMBERS} of them as classes"
         )
 
 

@@ -57,6 +57,16 @@ def test_conll_takes_its_columns_by_number(tmp_path: Path) -> None:
     assert found.classes == ("CD", "NNP", "VBZ")
 
 
+def test_conll_may_end_with_txt_where_the_task_is_of_words(tmp_path: Path) -> None:
+    write(tmp_path / "a/train.txt", sentences(20))
+    write(tmp_path / "a/valid.txt", "x NN O\n\ny NN B-X\n\nz NN O\n")
+    for source in ("a", "a/train.txt"):
+        found = read(tmp_path, Data(source=source, split=Split(test=0)), "token-classification")
+        assert found.classes == ("B-X", "O")
+    with pytest.raises(UserError, match=r"train\.txt: must be one of \.csv, .*\.bio, got \.txt"):
+        read(tmp_path, Data(source="a/train.txt"), "text-classification")
+
+
 def test_conllu_skips_comments_ranges_and_empty_nodes(tmp_path: Path) -> None:
     rest = "\t_\t_\t_\t_\t_\t_"
     lines = [
