@@ -18,7 +18,8 @@ from finetune_sweep import yamlio
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.examples import MODELS
 from finetune_sweep.spec import Data, Split
-from finetune_sweep.starter_rows import Guess, guess_columns, guess_task, peek, peeked_file, refuse_regression
+from finetune_sweep.starter_rows import Guess, guess_columns, guess_task, refuse_regression
+from finetune_sweep.starter_table import peek, peeked_file
 from finetune_sweep.sweepfile import default_cache
 
 if TYPE_CHECKING:
