@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from transformers.pipelines import get_supported_tasks
+
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import changeable_columns
+from finetune_sweep.train.effect import WITHOUT_CLASSES
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 DOCUMENT: Final = ROOT / "docs" / "tasks.md"
@@ -28,6 +32,21 @@ there are. `columns` under `data` says what the source calls them.
 """
 
 TAIL: Final = """
+What works for all of them: freezing, `unfreeze`, `linear_probe`, the strategies for the pretrained blocks and `lora`
+as far as [the model](methods.md) can do them; resuming, finalists, promotion, serving. What does not is this:
+
+{supported}
+
+- **cache**: texts are computed [without padding](performance.md#texts-without-padding), the states after frozen blocks
+  are [kept](performance.md#frozen-blocks-computed-once), and trainings of a head alone are done together, on the models
+  named there. Where it says no, frozen blocks are computed in each epoch.
+- **augment, robust**: the columns whose texts [augmentation](methods.md#augmentation) changes, and perturbs for
+  `robust_*` metrics and `selection.robustness`. Where there is none, these are errors.
+- **head, pooling**: whether these settings can take the place of the model's own head.
+- **smoothing**, **adversarial**: `label_smoothing` is for answers that are classes or tokens, `adversarial_epsilon` for
+  models that are given texts and no pictures. Elsewhere they are errors.
+- **pipeline**: what `transformers.pipeline` calls it; where there is none, the card says what to write.
+
 The metrics are those of the validation rows after each epoch, and of the training rows as they were trained on.
 
 - **One class** (`text-classification`, `image-classification`). `f1` with two classes is that of the second one in
@@ -106,8 +125,8 @@ the writer but its embeddings, and none of the reader.
 
 ## Your own task, in one file
 
-A task is a class with the members of `Task` in `finetune_sweep/tasks/contract.py`. This one is whole; a test runs the
-contract suite on it:
+A task is a class with the members of `Task` in `finetune_sweep/tasks/contract.py`. This one is whole; a test runs
+on it every check of the contract suite that is for all tasks:
 
 ```python
 {own_task}```
@@ -128,7 +147,23 @@ must be known before a batch is made, in `bound`. Then:
 def document() -> str:
     """The whole of it."""
     lines = ["| task | columns | metrics | model | sweeps |", "| --- | --- | --- | --- | --- |", *_rows()]
-    return HEAD + "\n".join(lines) + "\n" + TAIL.format(own_task=OWN_TASK.read_text(encoding="utf-8"))
+    own_task = OWN_TASK.read_text(encoding="utf-8")
+    return HEAD + "\n".join(lines) + "\n" + TAIL.format(own_task=own_task, supported="\n".join(_supported()))
+
+
+def _supported() -> Iterator[str]:
+    names = ("task", "cache", "augment, robust", "head, pooling", "smoothing", "adversarial", "pipeline")
+    yield f"| {' | '.join(names)} |"
+    yield f"|{' --- |' * len(names)}"
+    known = set(get_supported_tasks())
+    for name, task in TASKS.items():
+        changed = ", ".join(f"`{column}`" for column in changeable_columns(task)) or "no"
+        kinds = [column.kind for column in task.columns]
+        smoothed = "no" if kinds[-1] in WITHOUT_CLASSES else "yes"
+        moved = "no" if "image" in kinds else "yes"
+        pipeline = f"`{task.pipeline}`" if task.pipeline in known else "no"
+        one = "yes" if task.packs else "no"
+        yield f"| `{name}` | {one} | {changed} | {one} | {smoothed} | {moved} | {pipeline} |"
 
 
 def _rows() -> Iterator[str]:

@@ -15,6 +15,7 @@ from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Constant, Wsd
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train import architecture, conflicts, trainable, weights
 from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
@@ -25,7 +26,8 @@ class Trained:
     """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any.
 
     Attributes:
-        padded: Whether its batches are computed with their padding, as its architecture is not known well enough.
+        padded: Whether batches of texts are computed with their padding, as the head of the task reads more than one
+            token of a text, or as the architecture is not known well enough.
         cache: What is kept of its frozen blocks, in a word.
         dropped: Blocks that are left out.
         adapters: Rank and place of the adapters that are trained instead of the blocks' weights; empty without any.
@@ -271,6 +273,7 @@ def _trained(plan: Plan) -> Iterator[Trained]:
         trained, total = trainable.count_trained(shapes, arch, trial.opened, settings)
         frozen = 0 if trial.opened == "embeddings" else trial.opened
         passed = phases(settings, depth, arch.blocks)
+        task = TASKS[plan.sweep.task]
         steps = ", ".join(f"{phase.depth} from epoch {phase.first_epoch}" for phase in passed)
         yield Trained(
             model=model,
@@ -279,7 +282,7 @@ def _trained(plan: Plan) -> Iterator[Trained]:
             blocks_trained=arch.blocks - frozen,
             parameters=total,
             parameters_trained=trained,
-            padded=not (arch.can_pack and TASKS[plan.sweep.task].packs),
+            padded=_takes_texts(task) and not (arch.can_pack and task.packs),
             cache=_cached(plan, arch, trial, [phase.depth for phase in passed]),
             dropped=dropped,
             adapters=adapted,
@@ -294,10 +297,8 @@ def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: S
     kept = {depth for depth in depths if depth not in {0, "embeddings"}}
     if not kept or not speed.prefix_cache:
         return ""
-    if not (speed.unpadding and arch.can_pack and TASKS[plan.sweep.task].packs):
-        return "its frozen blocks are computed in each epoch, as texts are padded"
-    if trial.training.adversarial_epsilon:
-        return "its frozen blocks are computed in each epoch, as the adversarial step begins before them"
+    if reason := _why_not_cached(plan, arch, trial):
+        return f"its frozen blocks are computed in each epoch, as {reason}"
     longest = max(trial.max_length for trial in plan.trials)
     tokens = sum(1 if depth == arch.blocks else longest for depth in kept)
     rows = plan.rows["train"] + plan.rows["validation"]
@@ -307,6 +308,24 @@ def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: S
         allowed = f"prefix_cache_bytes allows {speed.prefix_cache_bytes:,}"
         return f"its frozen blocks are computed once if the result fits ({size}, {allowed})"
     return f"its frozen blocks are computed once, {size} in the cache"
+
+
+def _why_not_cached(plan: Plan, arch: architecture.Architecture, trial: Trial) -> str:
+    """Why the states after frozen blocks are not kept; empty where they are."""
+    task = TASKS[plan.sweep.task]
+    if not task.packs:
+        return f"the cache is for heads that read one token of a text, and that of {task.name} does not"
+    if not arch.own_head:
+        return "the cache is not for another head"
+    if not arch.can_pack:
+        return f"the cache is not for {arch.model_type}"
+    if not plan.sweep.speed.unpadding:
+        return "texts are padded: unpadding is off"
+    return "the adversarial step begins before them" if trial.training.adversarial_epsilon else ""
+
+
+def _takes_texts(task: Task) -> bool:
+    return any(column.kind in {"text", "tokens"} for column in task.columns)
 
 
 def _order(depth: Depth) -> float:

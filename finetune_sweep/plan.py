@@ -128,9 +128,16 @@ class Plan:
 
 def check(sweep: Sweep) -> list[Problem]:
     """What is wrong with a sweep that its file alone does not show: the task's words, and the models' depths."""
+    from finetune_sweep.train import effect
+
+    wrong = [*check_words(sweep), *_synonym_problems(sweep), *effect.problems(sweep)]
+    return wrong or _model_problems(sweep)  # a model is fetched for a file without mistakes
+
+
+def check_words(sweep: Sweep) -> list[Problem]:
+    """What is wrong with a sweep by what its task has: no file but its own, and no network, is needed."""
     from finetune_sweep.tasks import TASKS
     from finetune_sweep.tasks.contract import metrics_of
-    from finetune_sweep.train import effect
 
     task = TASKS[sweep.task]
     metrics = metrics_of(task)
@@ -149,19 +156,34 @@ def check(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return [*problems, *_augment_problems(sweep), *_model_problems(sweep), *effect.problems(sweep)]
+    return [*problems, *_change_problems(sweep)]
 
 
-def _augment_problems(sweep: Sweep) -> list[Problem]:
-    """Augmentation where the task has no text to change, and synonyms that cannot be read."""
+def _change_problems(sweep: Sweep) -> list[Problem]:
+    """Augmentation and robustness where the task has no text to change."""
     from finetune_sweep.tasks import TASKS
     from finetune_sweep.tasks.contract import changeable_columns
+
+    if changeable_columns(TASKS[sweep.task]):
+        return []
+    searched = [f"space.{dim.name}" for dim in sweep.space.dimensions if _is_of_augment(dim.name)]
+    augmented = [*searched[:1], *(["training.augment"] if sweep.training.augment and not searched else [])]
+    robust = ["selection.robustness"] if sweep.selection.robustness else []
+    return [
+        Problem(f"{sweep.task} has no text that may be changed: leave {setting} out", path)
+        for setting, paths in (("augment", augmented), ("robustness", robust))
+        for path in paths
+    ]
+
+
+def _is_of_augment(dimension: str) -> bool:
+    return dimension.partition(".")[0] == "augment"
+
+
+def _synonym_problems(sweep: Sweep) -> list[Problem]:
+    """Synonyms that cannot be read."""
     from finetune_sweep.train.similar import read_synonyms
 
-    searched = [dim for dim in sweep.space.dimensions if dim.name.partition(".")[0] == "augment"]
-    path = f"space.{searched[0].name}" if searched else "training.augment"
-    if (searched or sweep.training.augment) and not changeable_columns(TASKS[sweep.task]):
-        return [Problem(f"{sweep.task} has no text that may be changed: leave augment out", path)]
     fixed = sweep.training.augment.synonyms if sweep.training.augment else None
     path = "augment.synonyms"
     path = f"space.{path}" if _searched(sweep.space, path) else f"training.{path}"

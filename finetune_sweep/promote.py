@@ -25,6 +25,8 @@ from finetune_sweep.layout import VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.resolved import Champion
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import changeable_columns
 from finetune_sweep.train.robustness import Robustness
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.loaded import planned_data
@@ -136,10 +138,15 @@ def _standing(
     said = ("key", "metric", "finished_trials", "fingerprints", "announced")
     if tuple(results.get(name) for name in said) != expected:
         return None
-    if plan.sweep.selection.robustness and results.get("robustness") is None:
+    if _asks_for_robustness(plan) and results.get("robustness") is None:
         return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
+
+
+def _asks_for_robustness(plan: Plan) -> bool:
+    """Not where no text may be changed: every copy would be a clean row."""
+    return plan.sweep.selection.robustness and bool(changeable_columns(TASKS[plan.sweep.task]))
 
 
 def epoch_of(winner: TrialRecord) -> int:
@@ -310,7 +317,7 @@ class _Promotion:
 
     def _robustness(self, folder: Path, found: Found) -> Robustness | None:
         """The model on perturbed validation rows, if the sweep asks for it, or its metric is of these."""
-        if found.robustness is not None or not self.plan.sweep.selection.robustness:
+        if found.robustness is not None or not _asks_for_robustness(self.plan):
             return found.robustness
         plan = with_robust_metric(self._context)
         return self._evaluate(folder, "validation", plan).robustness

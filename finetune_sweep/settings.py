@@ -165,6 +165,8 @@ class LinearProbe(Model):
 class Augment(Model):
     """Copies of the training rows whose texts are changed at random; validation and test rows stay as they are.
 
+    For tasks with texts that may be changed: those where the labels stay, and the text is not what is to be written.
+
     Each copy of a row goes through all changes whose rate is above 0, in the order in which they stand here. They
     work on words, and on characters in scripts without spaces (Chinese, Japanese, Thai).
     """
@@ -307,7 +309,8 @@ class Training(Model):
     early_stopping: EarlyStopping | None = Field(None, json_schema_extra=IN_KEY)
     """When to end before the last epoch; `null` for never."""
     augment: Augment | None = Field(None, json_schema_extra=IN_KEY)
-    """Changed copies of the training rows; `null` for none."""
+    """Changed copies of the training rows; `null` for none. An error for a task without
+    [texts that may be changed](tasks.md)."""
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", json_schema_extra=IN_KEY)
     """`auto` is bf16 where the hardware has it natively, else fp32; the resolved one enters the key."""
     gradient_accumulation_steps: int = Field(1, ge=1, le=65536, json_schema_extra=NOT_IN_KEY)

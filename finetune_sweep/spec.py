@@ -203,7 +203,7 @@ class Selection(Model):
     """How many fresh seeds each of them is run on."""
     robustness: bool = Field(default=False, json_schema_extra=NOT_IN_KEY)
     """Whether the promoted model is measured on perturbed validation rows too, for its card; that takes as long as 16
-    evaluations."""
+    evaluations. An error for a task without [texts that may be changed](tasks.md)."""
 
 
 class Resources(Model):

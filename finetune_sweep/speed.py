@@ -13,7 +13,9 @@ class Speed(Model):
     unpadding: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
     """Texts of a batch are computed end to end; only attention sees them padded."""
     prefix_cache: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)
-    """What the frozen blocks make of each text is computed once and kept in the cache. Needs `unpadding`."""
+    """What the frozen blocks make of each text is computed once and kept in the cache, for
+    [tasks](tasks.md) and [models](performance.md#frozen-blocks-computed-once) that it is for; of all others, frozen
+    blocks are computed in each epoch. Needs `unpadding`."""
     prefix_cache_bytes: int = Field(20_000_000_000, ge=0, json_schema_extra=NOT_IN_KEY)
     """What is kept takes at most so much of the disk; what was not used for the longest time makes room."""
     share_trajectories: bool = Field(default=True, json_schema_extra=NOT_IN_KEY)

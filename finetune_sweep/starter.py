@@ -18,7 +18,8 @@ from finetune_sweep import yamlio
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.examples import MODELS
 from finetune_sweep.spec import Data, Split
-from finetune_sweep.starter_rows import Guess, guess_columns, guess_task, peek, peeked_file, refuse_regression
+from finetune_sweep.starter_rows import Guess, guess_columns, guess_task, refuse_regression
+from finetune_sweep.starter_table import peek, peeked_file
 from finetune_sweep.sweepfile import default_cache
 
 if TYPE_CHECKING:
@@ -132,12 +133,19 @@ def _line(setting: str, comment: str) -> str:
 
 
 _STARTS: Final[Mapping[str, tuple[str, str, str, str]]] = {
+    "text-tagging": ("", "2e-5, 5e-5, 1e-4", "micro_f1", "over all classes of all rows"),
     "token-classification": ("", "2e-5, 5e-5, 1e-4", "f1", "of whole entities"),
     "image-classification": (
         _line("model: hub:google/vit-base-patch16-224-in21k", "or ./folder"),
         "5e-5, 2e-4",
         "accuracy",
         "of the validation rows",
+    ),
+    "image-tagging": (
+        _line("model: hub:google/vit-base-patch16-224-in21k", "or ./folder"),
+        "5e-5, 2e-4",
+        "micro_f1",
+        "over all classes of all rows",
     ),
     "image-captioning": (
         _line("model: ./vit-gpt2", "a folder; docs/tasks.md has the lines that make it"),

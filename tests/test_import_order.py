@@ -135,6 +135,7 @@ ORDER = (
     "finetune_sweep.plots",
     "finetune_sweep.render",
     "finetune_sweep.display",
+    "finetune_sweep.starter_table",
     "finetune_sweep.starter_rows",
     "finetune_sweep.starter",
     "finetune_sweep.signals",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from finetune_sweep.selection import smallest_gain
 from finetune_sweep.settings import Training
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import changeable_columns
 from finetune_sweep.trial import Identity, Trial, work_units
 
 if TYPE_CHECKING:
@@ -45,6 +48,43 @@ def test_a_grid_is_complete_and_each_trial_has_its_own_key(write_sweep: WriteSwe
         {"learning_rate": 1e-2, "epochs": 2},
     ]
     assert len(set(keys(made))) == 4
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_texts_are_changed_only_where_the_task_has_such(task: str, write_sweep: WriteSweep) -> None:
+    columns = {column.name: "x" for column in TASKS[task].columns}
+    sets = (f"task={task}", f"data.columns={json.dumps(columns)}", "metric=loss")
+    file = write_sweep(extra="selection: {robustness: true}\n")
+
+    def problems(*more: str) -> list[str]:
+        try:
+            load_sweep(file, [*sets, *more], plan.check_words)
+        except UserError as error:
+            return [str(problem).replace(f"{file}:", "") for problem in error.problems]
+        return []
+
+    robust = f"11: selection.robustness: {task} has no text that may be changed: leave robustness out"
+    augment = f"training.augment: {task} has no text that may be changed: leave augment out"
+    can_change = bool(changeable_columns(TASKS[task]))
+    assert problems() == ([] if can_change else [robust])
+    both = problems("training.augment={swap: 0.1}")
+    assert [line.endswith(augment) for line in both] == ([] if can_change else [True, False])
+
+
+@pytest.mark.parametrize("setting", ["augment.swap", "augment.copies"])
+def test_a_searched_augmentation_is_refused_where_it_stands(setting: str, write_sweep: WriteSweep) -> None:
+    file = write_sweep(space=f"{{{setting}: [0, 0.5]}}" if "swap" in setting else f"{{{setting}: [0, 1]}}")
+    sets = ("task=token-classification", "data.columns={}", "metric=f1", "training.augment={swap: 0.1}")
+    with pytest.raises(UserError, match=rf"sweep.yaml:5: space.{setting}: token-classification has no text"):
+        load_sweep(file, sets, plan.check_words)
+
+
+def test_a_model_is_not_fetched_for_a_file_with_a_wrong_word(write_sweep: WriteSweep) -> None:
+    file = write_sweep(model="hub:nobody/nothing")
+    with pytest.raises(UserError) as raised:
+        planned(file, "data.columns={txt: review, label: verdict}")
+    (problem,) = raised.value.problems
+    assert "is no column of text-classification, got 'txt' (did you mean 'text'?)" in str(problem)
 
 
 def test_the_same_file_gives_the_same_keys_and_more_values_keep_them(write_sweep: WriteSweep) -> None:
@@ -292,7 +332,10 @@ def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None
     [
         ("seed=0", ["", "", "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
         ("speed.prefix_cache=false", ["", "", "", ""]),
-        ("speed.unpadding=false", ["", "", "in each epoch, as texts are padded", "in each epoch"]),
+        (
+            "speed.unpadding=false",
+            ["", "", "in each epoch, as texts are padded: unpadding is off", "each epoch"],
+        ),
         ("speed.prefix_cache_bytes=9000", ["", "", "if the result fits (at most 0.1 MB", "computed once"]),
     ],
 )

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from finetune_sweep import starter
 from finetune_sweep.errors import UserError
-from finetune_sweep.plan import check, make_plan
+from finetune_sweep.plan import check, check_words, make_plan
 from finetune_sweep.spec import Sweep
 from finetune_sweep.starter import write_sweep
 from finetune_sweep.sweepfile import load_sweep
@@ -286,6 +288,60 @@ def boxed(folder: Path) -> Path:
     return folder / "boxes.json"
 
 
+def boxed_folder(folder: Path) -> Path:
+    boxed(folder)
+    return folder
+
+
+def boxed_splits(folder: Path) -> Path:
+    for split in ("train", "valid"):
+        names = pictures_in(folder / split)
+        found = json.loads(boxed(folder / "of" / split).read_bytes())
+        for place, name in enumerate(names):
+            found["images"][place]["file_name"] = name
+            (folder / split / name).write_bytes(picture(10 * place + (split == "valid")))
+        (folder / split / "_annotations.coco.json").write_text(json.dumps(found))
+    shutil.rmtree(folder / "of")
+    return folder
+
+
+def in_parquet(folder: Path) -> Path:
+    features = Features({"img": Image(), "label": ClassLabel(names=["dark", "light"])})
+    rows = {
+        "img": [{"bytes": picture(10 * row)} for row in range(24)],
+        "label": [row // 12 for row in range(24)],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(str(folder / "photos.parquet"))
+    return folder / "photos.parquet"
+
+
+def tags_of_pictures(folder: Path) -> Path:
+    names = pictures_in(folder / "p")
+    rows = [{"photo": f"p/{name}", "labels": ["a", "b"][: row % 3]} for row, name in enumerate(names)]
+    return write_jsonl(folder / "photos.jsonl", rows)
+
+
+def words_in_lists(folder: Path) -> Path:
+    rows = [{"tokens": ["w", f"x{row}"], "ner_tags": ["O", "B-X"]} for row in range(40)]
+    return write_jsonl(folder / "ner.jsonl", rows)
+
+
+def words_with_named_tags(folder: Path) -> Path:
+    features = Features({"words": List(Value("string")), "tags": List(ClassLabel(names=["O", "B-X"]))})
+    rows = {"words": [["w", f"x{row}"] for row in range(40)], "tags": [[0, 1]] * 40}
+    Dataset.from_dict(rows, features=features).to_parquet(str(folder / "ner.parquet"))
+    return folder / "ner.parquet"
+
+
+def words_in_txt(folder: Path) -> Path:
+    return tagged(folder).rename(folder / "train.txt")
+
+
+def several_classes(folder: Path) -> Path:
+    rows = [{"body": f"text {row}", "labels": ["a", "b"][: row % 3]} for row in range(60)]
+    return write_jsonl(folder / "tags.jsonl", rows)
+
+
 @pytest.mark.parametrize(
     ("make", "task", "columns", "metric"),
     [
@@ -294,13 +350,22 @@ def boxed(folder: Path) -> Path:
         (labelled, "image-classification", {"image": "photo"}, "accuracy"),
         (captioned, "image-captioning", {"text": "caption"}, "rougeL"),
         (boxed, "object-detection", {}, "map"),
+        (boxed_folder, "object-detection", {}, "map"),
+        (boxed_splits, "object-detection", {}, "map"),
+        (in_parquet, "image-classification", {"image": "img"}, "accuracy"),
+        (tags_of_pictures, "image-tagging", {"image": "photo"}, "micro_f1"),
+        (words_in_lists, "token-classification", {"tags": "ner_tags"}, "f1"),
+        (words_with_named_tags, "token-classification", {"tokens": "words"}, "f1"),
+        (words_in_txt, "token-classification", {}, "f1"),
+        (several_classes, "text-tagging", {"text": "body"}, "micro_f1"),
     ],
 )
 def test_the_task_is_told_from_the_data(
     make: Callable[[Path], Path], task: str, columns: Row, metric: str, tmp_path: Path
 ) -> None:
-    written = write_sweep(make(tmp_path), tmp_path / "sweep.yaml", tmp_path / "cache")
-    sweep = load_sweep(written)
+    (tmp_path / "data").mkdir()
+    written = write_sweep(make(tmp_path / "data"), tmp_path / "sweep.yaml", tmp_path / "cache")
+    sweep = load_sweep(written, (), check_words)
     assert (sweep.task, sweep.data.columns, sweep.metric.name) == (task, columns, metric)
     assert "`task` was guessed from the data" in written.read_text()
 
@@ -309,3 +374,29 @@ def test_a_table_of_pictures_and_nothing_else_is_refused(tmp_path: Path) -> None
     rows = [{"image": f"p/{name}", "size": 8} for name in pictures_in(tmp_path / "p")]
     told = refusal(write_csv(tmp_path / "photos.csv", rows), tmp_path)
     assert "'image' names pictures, but no column holds a text or a class; it has image, size" in told
+
+
+@pytest.mark.parametrize(
+    ("row", "fits"),
+    [
+        (
+            {"document": "a long text {}", "summary": "short {}"},
+            "for `task: text-to-text` write `columns: {text: document, target: summary}`",
+        ),
+        (
+            {"prompt": "say {}", "completion": "it is {}"},
+            "for `task: causal-lm` write `columns: {prompt: prompt, text: completion}`",
+        ),
+        (
+            {"sentence1": "a {}", "sentence2": "b {}", "score": "0.{}"},
+            "for `task: text-regression` write `columns: {text: sentence1, number: score}`",
+        ),
+    ],
+)
+def test_what_other_tasks_are_for_is_told_where_no_column_is_a_class(
+    row: dict[str, str], fits: str, tmp_path: Path
+) -> None:
+    rows = [{name: value.format(100 + number) for name, value in row.items()} for number in range(80)]
+    told = refusal(write_csv(tmp_path / "data.csv", rows), tmp_path)
+    assert "no column looks like a label" in told
+    assert fits in told

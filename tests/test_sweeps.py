@@ -68,7 +68,7 @@ def test_every_sweep_is_known_here() -> None:
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
 def test_every_sweep_loads_and_has_its_number_of_trials(file: Path) -> None:
-    sweep = load_sweep(file)
+    sweep = load_sweep(file, (), plan.check_words)
     configurations = list(plan.configurations(sweep, SweepRecord()))
     assert sweep.name == file.stem
     assert len(configurations) == TRIALS[file.stem]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -43,7 +44,10 @@ def adapt(model: PreTrainedModel, layers: Collection[str], settings: Lora, seed:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, model)
+        with warnings.catch_warnings():
+            # Of a pair, one model may have layers of the other kind: peft sets it right for each, and says so.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            inject_adapter_in_model(config, model)
 
 
 def merge(model: PreTrainedModel) -> None:

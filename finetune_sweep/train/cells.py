@@ -12,7 +12,7 @@ from typing import Final
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks.contract import Box, Kind
-from finetune_sweep.train.coco import boxes_of
+from finetune_sweep.train.coco import SIDES, boxes_of, is_finite
 
 Cell = str | bytes | float | tuple[str, ...] | tuple[Box, ...] | None
 """A cell of a column of rows. Missing are "", None for what is neither text nor class, and b"" for a picture."""
@@ -144,7 +144,8 @@ def _decode(content: bytes, value: object, place: Place) -> None:
             picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = f" {value}" if isinstance(value, str) else ""
-        raise place.error(f"the picture{name} is damaged or none: {error}") from error
+        # PIL's own words name the object that it was given, and its place in memory.
+        raise place.error(f"the picture{name} is damaged, or no picture") from error
 
 
 def _boxes(value: object, place: Place) -> tuple[Box, ...] | None:
@@ -156,15 +157,11 @@ def _boxes(value: object, place: Place) -> tuple[Box, ...] | None:
     boxes = []
     for entry in found:
         sides = entry["bbox"]
-        if not (isinstance(sides, list) and len(sides) == 4 and all(_is_finite(side) for side in sides)):
+        if not (isinstance(sides, list) and len(sides) == len(SIDES) and all(map(is_finite, sides))):
             raise place.error(f"a bbox must be left, top, width and height in pixels, got {sides}")
         left, top, width, height = (float(side) for side in sides)
         boxes.append(Box(_class(entry["label"], place), left, top, width, height))
     return tuple(boxes)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_boxes(boxes: Cell, picture: Cell, place: Place) -> None:

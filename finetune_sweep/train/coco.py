@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from finetune_sweep.errors import UserError
 
 Objects = list[dict[str, object]]
 """Of one picture: `label` and `bbox`, which is left, top, width and height in pixels."""
+
+
+SIDES: Final = ("left", "top", "width", "height")
+"""What the numbers of a box are."""
 
 
 def is_coco(file: Path) -> bool:
@@ -36,7 +42,7 @@ def read_coco(file: Path) -> dict[str, list[str] | list[Objects]]:
         `image` (a path), `boxes` and `origin` (the name of the picture in the file), row by row.
 
     Raises:
-        UserError: A picture is not there, or an annotation names no picture or category of the file.
+        UserError: A picture is not there, or an annotation names no picture or category of the file, or has no box.
     """
     content = json.loads(file.read_bytes())
     try:
@@ -44,6 +50,7 @@ def read_coco(file: Path) -> dict[str, list[str] | list[Objects]]:
         pictures: dict[object, str] = {image["id"]: str(image["file_name"]) for image in content["images"]}
         boxes: dict[object, Objects] = {picture: [] for picture in pictures}
         for number, annotation in enumerate(content["annotations"], 1):
+            _check(annotation, f"{file}: annotation {number}")
             picture, category = annotation["image_id"], annotation["category_id"]
             if picture not in pictures or category not in names:
                 raise UserError(
@@ -59,6 +66,25 @@ def read_coco(file: Path) -> dict[str, list[str] | list[Objects]]:
         "boxes": [boxes[picture] for picture in pictures],
         "origin": list(pictures.values()),
     }
+
+
+def _check(annotation: object, place: str) -> None:
+    """Refuses an annotation without its entries, or whose box is not of numbers."""
+    if not isinstance(annotation, dict):
+        raise UserError(f"{place}: must have image_id, category_id and bbox, got {str(annotation)[:60]}")
+    for name in ("image_id", "category_id", "bbox"):
+        if name not in annotation:
+            raise UserError(f"{place}: has no {name}")
+        if name != "bbox" and not isinstance(annotation[name], int | str):
+            raise UserError(f"{place}: {name} must be a number, got {str(annotation[name])[:60]}")
+    box = annotation["bbox"]
+    if not (isinstance(box, list) and len(box) == len(SIDES) and all(map(is_finite, box))):
+        raise UserError(f"{place}: a bbox must be left, top, width and height in pixels, got {str(box)[:60]}")
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number, and neither infinite nor not a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _picture(file: Path, name: str) -> Path:

@@ -9,6 +9,8 @@ from typing import Final
 from finetune_sweep.errors import UserError
 
 ENDINGS: Final = (".conll", ".conllu", ".iob", ".iob2", ".bio")
+PLAIN: Final = ".txt"
+"""What such a file may end with, too, where the task is of words: other tasks have texts in files that end so."""
 _UNIVERSAL: Final = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U, as https://universaldependencies.org/format.html names them."""
 

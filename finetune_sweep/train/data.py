@@ -75,7 +75,7 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
             validation or test alone, or too little is left to train and validate on.
     """
     check_columns(data, task)
-    parts = locate(data, base, cache)
+    parts = locate(data, task, base, cache)
     settings = data.model_dump(mode="json", include={"columns", "split", "limit", "clean"})
     pictures = next((str(data.columns.get(c.name, c.name)) for c in task.columns if c.kind == "image"), None)
     with _scratch(cache) as scratch:

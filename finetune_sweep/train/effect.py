@@ -35,7 +35,7 @@ METHODS: Final = (
 """The settings that are looked at."""
 _OTHERS: Final = frozenset({"model", "epochs", *LAYER_SETTINGS})
 _CONTEXTS: Final = 4096  # of a space with more, none is looked at
-_WITHOUT_CLASSES: Final = frozenset({"number", "boxes"})
+WITHOUT_CLASSES: Final = frozenset({"number", "boxes"})
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def subject_of(sweep: Sweep, model: str, training: Training) -> Subject:
         depth=depth,
         opened=opened,
         arch=arch,
-        has_classes=kinds[-1] not in _WITHOUT_CLASSES,
+        has_classes=kinds[-1] not in WITHOUT_CLASSES,
         has_words="image" not in kinds,
         has_pretrained=known,
     )

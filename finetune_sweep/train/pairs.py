@@ -15,6 +15,8 @@ ENCODERS: Final = ("vit", "dinov2")
 """Those with one list of blocks, whose states all have one width."""
 DECODERS: Final = ("bert", "roberta", "xlm-roberta", "camembert", "gpt2")
 """Those that transformers gives an attention to what was read."""
+_HEAD_FIRST: Final = ("xlm-roberta", "camembert")
+"""Decoders whose class has the head before the embeddings: a model gives the matrix that both share the head's name."""
 
 
 def sides_of(config: Mapping[str, object], subject: str) -> tuple[str, str]:
@@ -57,6 +59,7 @@ def joined(encoder: str, decoder: str) -> Family:
         embeddings=(
             *(f"encoder.{module}" for module in reads.embeddings),
             *(f"{inside}.{module}" for module in writes.embeddings),
+            *(["decoder.lm_head.decoder.weight"] if decoder in _HEAD_FIRST else []),
         ),
         blocks=f"encoder.{reads.blocks}",
         formerly=f"encoder.{reads.formerly}" if reads.formerly else "",

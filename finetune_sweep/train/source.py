@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from finetune_sweep.spec import Data
+    from finetune_sweep.tasks.contract import Task
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -88,7 +89,7 @@ class Files:
 
         if self.by_class:
             return _read_class_folders(self.files)
-        if self.files[0].suffix.lower() in conll.ENDINGS:
+        if self.files[0].suffix.lower() in (*conll.ENDINGS, conll.PLAIN):
             columns: Mapping[str, object] = conll.read_conll(self.files)
         elif coco.is_coco(self.files[0]):
             columns = coco.read_coco(self.files[0])
@@ -121,13 +122,15 @@ class Fetched:
 
 
 Part = Files | Fetched
+Endings = tuple[str, ...]
 
 
-def locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
+def locate(data: Data, task: Task, base: Path, cache: Path) -> dict[SplitName, Part]:
     """Finds each split of the source; nothing but the hub's is read yet.
 
     Args:
         data: The settings, of which `source` and `files` count.
+        task: What says which files can be read.
         base: The folder that relative paths are relative to.
         cache: Where shipped examples and what comes from the hub are kept.
 
@@ -135,18 +138,24 @@ def locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
         UserError: There is no such source, or it does not say what is the training split.
     """
     try:
-        return _locate(data, base, cache)
+        return _locate(data, _endings(task), base, cache)
     except OSError as error:
         raise UserError(f"data: {error.filename}: {error.strerror}") from error
 
 
-def _locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
+def _endings(task: Task) -> Endings:
+    """Of files that can be read."""
+    plain = (conll.PLAIN,) if any(column.kind == "tokens" for column in task.columns) else ()
+    return (*READERS, *conll.ENDINGS, *plain)
+
+
+def _locate(data: Data, endings: Endings, base: Path, cache: Path) -> dict[SplitName, Part]:
     source = data.source
     if data.files is not None:
         named = {
             cast("SplitName", split): base / Path(file).expanduser() for split, file in data.files.items()
         }
-        return {split: _one_file(file) for split, file in named.items()}
+        return {split: _one_file(file, endings) for split, file in named.items()}
     if source is None:
         raise UserError("data: needs `source` or `files`")
     if source.startswith("example:"):
@@ -156,8 +165,8 @@ def _locate(data: Data, base: Path, cache: Path) -> dict[SplitName, Part]:
         return _fetch(source.removeprefix("hub:"), cache)
     path = base / Path(source).expanduser()
     if path.is_dir():
-        return _in_folder(path)
-    return {"train": _one_file(path)}
+        return _in_folder(path, endings)
+    return {"train": _one_file(path, endings)}
 
 
 def picture_column(table: Dataset, column: str) -> str:
@@ -165,30 +174,30 @@ def picture_column(table: Dataset, column: str) -> str:
     return _BESIDE if column not in table.column_names and _BESIDE in table.column_names else column
 
 
-def _is_readable(file: Path) -> bool:
-    return file.suffix.lower() in READERS or file.suffix.lower() in conll.ENDINGS
+def _is_readable(file: Path, endings: Endings) -> bool:
+    return file.suffix.lower() in endings
 
 
-def _one_file(file: Path) -> Part:
+def _one_file(file: Path, endings: Endings) -> Part:
     if file.is_dir():
-        return _split_folder(file)
+        return _split_folder(file, endings)
     if not file.is_file():
         beside = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
         raise UserError(f"data: {file}: no such file or folder{nearest(file.name, beside)}")
-    if not _is_readable(file):
+    if not _is_readable(file, endings):
         raise UserError(
-            f"data: {file}: must be one of {', '.join((*READERS, *conll.ENDINGS))}, got {file.suffix or 'no ending'}"
+            f"data: {file}: must be one of {', '.join(endings)}, got {file.suffix or 'no ending'}"
         )
     return Files(str(file), (file,))
 
 
-def _in_folder(folder: Path) -> dict[SplitName, Part]:
+def _in_folder(folder: Path, endings: Endings) -> dict[SplitName, Part]:
     """Finds splits by name, as files or as folders; else one file, or one folder a class."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     named: dict[SplitName, dict[str, list[Path]]] = {}
     for entry in entries:
         word = _SHARD.sub("", entry.stem if entry.is_file() else entry.name)
-        if word.lower() in _ALIASES and (entry.is_dir() or _is_readable(entry)):
+        if word.lower() in _ALIASES and (entry.is_dir() or _is_readable(entry, endings)):
             as_one = word + (entry.suffix if entry.is_file() else "/")
             named.setdefault(_ALIASES[word.lower()], {}).setdefault(as_one, []).append(entry)
     for split, found in named.items():
@@ -198,16 +207,16 @@ def _in_folder(folder: Path) -> dict[SplitName, Part]:
         if "train" not in named:
             raise UserError(f"data: {folder}: has {', '.join(named)} and no train")
         shards = {split: next(iter(found.values())) for split, found in named.items()}
-        return {split: _files_or_folder(paths) for split, paths in shards.items()}
-    return {"train": _split_folder(folder)}
+        return {split: _files_or_folder(paths, endings) for split, paths in shards.items()}
+    return {"train": _split_folder(folder, endings)}
 
 
-def _files_or_folder(paths: Sequence[Path]) -> Part:
-    return _split_folder(paths[0]) if paths[0].is_dir() else Files(str(paths[0]), tuple(paths))
+def _files_or_folder(paths: Sequence[Path], endings: Endings) -> Part:
+    return _split_folder(paths[0], endings) if paths[0].is_dir() else Files(str(paths[0]), tuple(paths))
 
 
-def _split_folder(folder: Path) -> Part:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_readable(file)]
+def _split_folder(folder: Path, endings: Endings) -> Part:
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_readable(file, endings)]
     members = sorted(folder.glob("*/*"))
     for of_class in (
         [file for file in members if file.suffix == ".txt"],
@@ -218,7 +227,7 @@ def _split_folder(folder: Path) -> Part:
     if not files:
         found = ", ".join(entry.name for entry in sorted(folder.iterdir())[:10]) or "nothing"
         raise UserError(
-            f"data: {folder}: needs train, validation and test as files ({', '.join((*READERS, *conll.ENDINGS))})"
+            f"data: {folder}: needs train, validation and test as files ({', '.join(endings)})"
             f" or folders, one such file, or one folder of .txt files or pictures a class; it holds {found}"
         )
     if len({_SHARD.sub("", file.stem) + file.suffix for file in files}) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +17,12 @@ from finetune_sweep.mlflow_uri import artifact_location, tracking_uri
 from finetune_sweep.plan import make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import changeable_columns
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import run_unit
 from tests.promotion.finished_sweep import Opened, Trained, here, hold
-from tests.tasks.models import CASES
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from tests.tasks.models import CASES, as_written
 
 SWEEP = """
 name: tiny
@@ -36,18 +34,8 @@ training: {{learning_rate: 1e-2, epochs: 2, freeze_depth: 1, batch_size: 4}}
 storage: ./runs
 cache: ./cache
 tracking: {{registered_model: tiny}}
+selection: {{robustness: true}}
 """
-
-
-def as_written(rows: Dataset) -> Dataset:
-    """Rows as a file has them: of boxes, the sides in one list."""
-    if "boxes" not in rows.column_names:
-        return rows
-    found = [
-        [{"label": b["label"], "bbox": [b["left"], b["top"], b["width"], b["height"]]} for b in of_row]
-        for of_row in rows["boxes"]
-    ]
-    return rows.remove_columns("boxes").add_column("boxes", found)
 
 
 def trained(task: str, folder: Path) -> Trained:
@@ -91,6 +79,8 @@ def test_a_model_of_the_task_is_promoted_loaded_and_served(
     with hold(trained(task, tmp_path)) as opened:
         promoted = opened.promote(here)
         assert promoted.test_metrics.keys() == TASKS[task].metrics.keys()
+        is_measured = "## Robustness" in opened.card()
+        assert is_measured == bool(changeable_columns(TASKS[task]))  # else all rows would be clean ones
         lines = re.findall(r"```python\n(.*?)```", opened.card(), re.DOTALL)[0]
         monkeypatch.chdir(opened.layout.root)
         Path("picture.png").write_bytes(CASES["image-tagging"].train["image"][0])

@@ -13,6 +13,7 @@ from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoConfig,
     BertConfig,
     BertModel,
     GPT2Config,
@@ -43,11 +44,20 @@ SYLLABLES = [
 
 @dataclass(frozen=True)
 class Case:
-    """A task's tiny model and its rows; `bad` has a target that was never seen in training, where there is such."""
+    """A task's tiny model and its rows.
+
+    Args:
+        model: Makes the model in a folder.
+        train: Rows that it can learn.
+        bad: A target that was never seen in training, where there is such.
+        broken: Of a task without such: cells of one column, in the place of those of `train`, that are refused when a
+            file is read, and what is said of the first bad one.
+    """
 
     model: Callable[[Path], Path]
     train: Dataset
     bad: Dataset | None = None
+    broken: tuple[str, list[object], str] | None = None
 
 
 def tiny_bert(folder: Path) -> Path:
@@ -122,20 +132,18 @@ def tiny_vit(folder: Path) -> Path:
     return folder
 
 
-def tiny_captioner(folder: Path) -> Path:
-    """A ViT that reads pictures of 8 x 8 pixels, and a GPT-2 that writes letters."""
+def tiny_captioner(folder: Path, reads: str = "vit", writes: str = "gpt2") -> Path:
+    """A model that reads pictures of 8 x 8 pixels, and one that writes letters: a ViT and a GPT-2, or another pair."""
     torch.manual_seed(0)
-    reads = ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-    )
-    writes = GPT2Config(vocab_size=9, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=1)
-    writes.eos_token_id = writes.pad_token_id = 1
-    both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(reads, writes, decoder_start_token_id=1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    encoder = AutoConfig.for_model(reads, **sizes, image_size=8, patch_size=4)
+    words = {"vocab_size": 9, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    if writes == "gpt2":
+        decoder = AutoConfig.for_model(writes, **words, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    else:
+        decoder = AutoConfig.for_model(writes, **words, **sizes, max_position_embeddings=34)
+    both = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, decoder_start_token_id=1)
+    both.eos_token_id = both.pad_token_id = 1
     VisionEncoderDecoderModel(both).save_pretrained(str(folder))
     size = {"height": 8, "width": 8}
     ViTImageProcessorPil(size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(str(folder))
@@ -208,6 +216,18 @@ _WORDS = _words(24)
 _SCENES = [scene(row) for row in range(24)]
 _GREYS = [10 * row for row in range(24)]
 
+
+def as_written(rows: Dataset) -> Dataset:
+    """Rows as a file has them: of boxes, the sides in one list."""
+    if "boxes" not in rows.column_names:
+        return rows
+    found = [
+        [{"label": b["label"], "bbox": [b["left"], b["top"], b["width"], b["height"]]} for b in of_row]
+        for of_row in rows["boxes"]
+    ]
+    return rows.remove_columns("boxes").add_column("boxes", found)
+
+
 CASES: Mapping[str, Case] = {
     "text-classification": Case(
         tiny_bert,
@@ -230,6 +250,7 @@ CASES: Mapping[str, Case] = {
                 "number": [text.count("a") / 4 for text in _TEXTS],
             }
         ),
+        broken=("number", ["0.5", "half", *["1"] * 22], "row 2: must be a finite number, got 'half'"),
     ),
     "token-classification": Case(
         tiny_bert,
@@ -241,10 +262,12 @@ CASES: Mapping[str, Case] = {
     "text-to-text": Case(
         tiny_t5,
         Dataset.from_dict({"text": _TEXTS, "target": [" ".join(sorted(text.split())) for text in _TEXTS]}),
+        broken=("target", [[text] for text in _TEXTS], "row 1: the text must be text, got list"),
     ),
     "causal-lm": Case(
         tiny_gpt2,
         Dataset.from_dict({"prompt": [text[:1] for text in _TEXTS], "text": [text[2:] for text in _TEXTS]}),
+        broken=("prompt", [{"role": text} for text in _TEXTS], "row 1: the text must be text, got dict"),
     ),
     "image-classification": Case(
         tiny_vit,
@@ -270,6 +293,11 @@ CASES: Mapping[str, Case] = {
                 "image": [picture(g) for g in _GREYS],
                 "text": [" ".join("abcdef"[: 2 + g // 60]) for g in _GREYS],
             }
+        ),
+        broken=(
+            "image",
+            [picture(0), picture(9)[:40], *map(picture, range(22))],
+            "row 2: the picture is damaged, or no picture$",
         ),
     ),
     "object-detection": Case(

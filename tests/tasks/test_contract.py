@@ -14,17 +14,23 @@ import transformers
 from datasets import Dataset
 from transformers.pipelines import get_supported_tasks
 
+from finetune_sweep import outlook
 from finetune_sweep.errors import UserError
+from finetune_sweep.plan import check, make_plan
+from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import Training
-from finetune_sweep.spec import TaskName
+from finetune_sweep.spec import Data, TaskName
+from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import IGNORED, Encoded, Predictions, Task
 from finetune_sweep.tasks.loading import load_processor, pad_token_id
 from finetune_sweep.train.architecture import describe
+from finetune_sweep.train.data import prepare
 from finetune_sweep.train.loop import evaluate, fit, start
-from finetune_sweep.train.packing import PaddedModel
+from finetune_sweep.train.packing import PackedModel, PaddedModel
 from finetune_sweep.train.state import Job
-from tests.tasks.models import CASES, Case
+from tests.tasks.models import CASES, Case, as_written
+from tests.train.test_prefix_cache import on_states
 
 NAMES = sorted(TASKS)
 CHOOSING = sorted(name for name, case in CASES.items() if case.bad is not None)
@@ -178,6 +184,48 @@ def test_a_resumed_training_equals_an_uninterrupted_one(made: Made) -> None:
     assert [e.train_metrics for e in before + after] == [e.train_metrics for e in whole]
 
 
+def test_a_training_on_cached_states_is_the_one_from_the_inputs(made: Made, tmp_path: Path) -> None:
+    if not made.task.packs:
+        return  # there is no cache, as the next test reads in the plan
+    evaluations = []
+    for is_cached in (False, True):
+        job = replace(made.job(epochs=3), depth=1)
+        model, new = made.task.build_model(made.folder, made.classes)
+        job = on_states(job, model, 1, tmp_path / "cache") if is_cached else job
+        state = start(job, model, new)
+        assert isinstance(state.forward, PackedModel)
+        evaluations.append(list(fit(job, state)))
+    for plain, cached in zip(*evaluations, strict=True):
+        assert cached.train_loss == pytest.approx(plain.train_loss, abs=1e-5)
+        assert cached.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=1e-5)
+
+
+SWEEP = """
+name: tiny
+task: {task}
+model: ./model
+data: {{source: ./rows.parquet, max_length: 16, split: {{validation: 0.25, test: 0.25}}}}
+metric: loss
+training: {{learning_rate: 1e-2, freeze_depth: 1}}
+storage: ./runs
+cache: ./cache
+"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_says_whether_frozen_blocks_are_computed_once(name: str, tmp_path: Path) -> None:
+    CASES[name].model(tmp_path / "model")
+    as_written(CASES[name].train).to_parquet(str(tmp_path / "rows.parquet"))
+    (tmp_path / "tiny.yaml").write_text(SWEEP.format(task=name))
+    (row,) = outlook.look(make_plan(load_sweep(tmp_path / "tiny.yaml", (), check)), SweepRecord()).trained
+    each = (
+        f"in each epoch, as the cache is for heads that read one token of a text, and that of {name} does not"
+    )
+    assert ("computed once, at most" if TASKS[name].packs else each) in row.cache
+    takes_texts = any(column.kind in {"text", "tokens"} for column in TASKS[name].columns)
+    assert ("texts are padded" in str(row)) == (takes_texts and not TASKS[name].packs)
+
+
 def test_perfect_predictions_have_perfect_metrics(made: Made) -> None:
     best = {"max": 1.0, "min": 0.0}
     expected = {name: best[mode] for name, mode in made.task.metrics.items()}
@@ -263,6 +311,26 @@ def test_a_target_that_training_never_saw_is_refused_with_its_row(made: Made) ->
     assert made.case.bad is not None
     with pytest.raises(UserError, match=r"row 1: label .*never' is none of the classes"):
         made.task.encode(made.case.bad, made.processor, made.classes, 16)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(CHOOSING)))
+def test_a_row_that_is_none_of_the_task_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    assert CASES[name].broken is not None
+    column, cells, message = CASES[name].broken or ("", [], "")
+    rows = CASES[name].train.remove_columns(column).add_column(column, cells)
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    data = Data(source=str(tmp_path / "rows.parquet"))
+    with pytest.raises(UserError, match=rf"rows\.parquet: {message}"):
+        prepare(data, TASKS[name], tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_without_a_target_is_refused_with_its_place(name: str, tmp_path: Path) -> None:
+    rows, target = as_written(CASES[name].train), TASKS[name].columns[-1]
+    cells = [None if row == 6 else cell for row, cell in enumerate(rows[target.name])]
+    rows.remove_columns(target.name).add_column(target.name, cells).to_parquet(str(tmp_path / "rows.parquet"))
+    with pytest.raises(UserError, match=r"rows\.parquet: row 7 of train has no "):
+        prepare(Data(source=str(tmp_path / "rows.parquet")), TASKS[name], tmp_path, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("made", TELLING_APART, indirect=True)

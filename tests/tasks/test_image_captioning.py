@@ -145,7 +145,7 @@ def test_a_table_names_pictures_relative_to_itself(tmp_path: Path) -> None:
 def test_a_picture_that_is_not_there_or_damaged_is_told_with_file_and_row(tmp_path: Path) -> None:
     data = beside(tmp_path / "pictures", "metadata.csv", LINES)
     (tmp_path / "pictures" / "3.png").write_bytes(picture(3)[:40])
-    with pytest.raises(UserError, match=r"metadata.csv: row 4: the picture 3.png is damaged or none"):
+    with pytest.raises(UserError, match=r"metadata.csv: row 4: the picture 3.png is damaged, or no picture"):
         read(data, tmp_path)
     (tmp_path / "pictures" / "3.png").unlink()
     with pytest.raises(

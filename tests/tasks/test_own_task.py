@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,16 +30,26 @@ def made(tmp_path: Path) -> suite.Made:
     return suite.Made(task, Case(tiny_bert, rows), tmp_path)
 
 
-def test_what_is_documented_keeps_the_contract(made: suite.Made, tmp_path: Path) -> None:
-    suite.test_one_column_is_the_target_and_it_is_the_last(made)
-    suite.test_a_batch_has_its_rows_on_the_first_axis_and_fits_the_model(made)
-    suite.test_what_a_batch_holds_of_a_row_does_not_depend_on_the_others(made)
-    suite.test_the_loss_falls_in_twenty_steps(made)
-    suite.test_a_resumed_training_equals_an_uninterrupted_one(made)
-    suite.test_perfect_predictions_have_perfect_metrics(made)
-    suite.test_what_is_not_finite_scores_nan_in_everything(made)
-    suite.test_predictions_and_encoded_rows_are_read_back(made, tmp_path)
-    suite.test_a_saved_model_says_the_same_and_serves_a_pipeline(made, tmp_path)
+def _checks() -> dict[str, Callable[..., None]]:
+    """The checks of the suite that are for every task: those of some tasks alone are parametrized with them."""
+    return {
+        name: check
+        for name, check in vars(suite).items()
+        if name.startswith("test_")
+        and "made" in inspect.signature(check).parameters
+        and not hasattr(check, "pytestmark")
+    }
+
+
+def test_there_are_checks() -> None:
+    assert len(_checks()) >= 12
+
+
+@pytest.mark.parametrize("name", _checks())
+def test_what_is_documented_keeps_the_contract(name: str, made: suite.Made, tmp_path: Path) -> None:
+    check = _checks()[name]
+    given = {"made": made, "tmp_path": tmp_path}
+    check(**{parameter: given[parameter] for parameter in inspect.signature(check).parameters})
 
 
 def test_what_is_documented_stands_in_the_document() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_conll_takes_its_columns_by_number(tmp_path: Path) -> None:
     found = read(tmp_path, by_number, "token-classification")
     assert found.splits["train"]["tags"][0] == ["NNP", "VBZ"]
     assert found.classes == ("CD", "NNP", "VBZ")
+
+
+def test_conll_may_end_with_txt_where_the_task_is_of_words(tmp_path: Path) -> None:
+    write(tmp_path / "a/train.txt", sentences(20))
+    write(tmp_path / "a/valid.txt", "x NN O\n\ny NN B-X\n\nz NN O\n")
+    for source in ("a", "a/train.txt"):
+        found = read(tmp_path, Data(source=source, split=Split(test=0)), "token-classification")
+        assert found.classes == ("B-X", "O")
+    with pytest.raises(UserError, match=r"train\.txt: must be one of \.csv, .*\.bio, got \.txt"):
+        read(tmp_path, Data(source="a/train.txt"), "text-classification")
 
 
 def test_conllu_skips_comments_ranges_and_empty_nodes(tmp_path: Path) -> None:
@@ -197,8 +208,8 @@ def test_pictures_beside_a_table_in_a_parquet_and_from_the_hub_are_the_same(tmp_
     ("content", "message"),
     [
         (None, r"row 3: the picture .*p/2\.png cannot be read: No such file"),
-        (b"no picture", r"row 3: the picture p/2\.png is damaged or none"),
-        (picture(2, (64, 64))[:-60], r"row 3: the picture p/2\.png is damaged or none"),
+        (b"no picture", r"row 3: the picture p/2\.png is damaged, or no picture$"),
+        (picture(2, (64, 64))[:-60], r"row 3: the picture p/2\.png is damaged, or no picture$"),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -250,16 +261,44 @@ def test_coco_files_give_boxes_in_pixels(tmp_path: Path) -> None:
         ((1, 1, 0, 3), r"train1\.png: the box 'hat' at 1, 1 of 0 x 3 pixels has no area"),
         (
             (1, 1, 2),
-            r"train1\.png: a bbox must be left, top, width and height in pixels, got \[",
+            r"annotation 2: a bbox must be left, top, width and height in pixels, got \[1, 1, 2\]$",
         ),
+        ("oops", r"annotation 2: a bbox must be left, top, width and height in pixels, got oops$"),
+        ((2, 2, 4, "x"), r"annotation 2: a bbox must be left, .* got \[2, 2, 4, 'x'\]$"),
+        ((2, 2, 4, True), r"annotation 2: a bbox must be left, .* got \[2, 2, 4, True\]$"),
+        ((2, 2, 4, math.nan), r"annotation 2: a bbox must be left, .* got \[2, 2, 4, nan\]$"),
+        (None, r"annotation 2: a bbox must be left, .* got None$"),
     ],
 )
-def test_a_box_that_cannot_be_is_named_with_its_picture(
-    tmp_path: Path, bbox: tuple[float, ...], message: str
-) -> None:
+def test_a_box_that_cannot_be_is_named_with_its_picture(tmp_path: Path, bbox: object, message: str) -> None:
     coco(tmp_path / "train.json", tmp_path, {"bbox": bbox})
     with pytest.raises(UserError, match=rf"train\.json: {message}"):
         detection(tmp_path, "train.json")
+
+
+@pytest.mark.parametrize("name", ["image_id", "category_id", "bbox"])
+def test_an_annotation_without_an_entry_is_named(tmp_path: Path, name: str) -> None:
+    coco(tmp_path / "train.json", tmp_path)
+    content = json.loads((tmp_path / "train.json").read_bytes())
+    del content["annotations"][4][name]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"train\.json: annotation 5: has no {name}$"):
+        detection(tmp_path, "train.json")
+    content["annotations"][4] = 7
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotation 5: must have image_id, category_id and bbox, got 7$"):
+        detection(tmp_path, "train.json")
+
+
+def test_a_box_in_a_table_is_four_numbers(tmp_path: Path) -> None:
+    write(tmp_path / "0.png", picture(0))
+    write(
+        tmp_path / "a.jsonl", json.dumps({"image": "0.png", "boxes": [{"label": "cup", "bbox": [1, 1, 2]}]})
+    )
+    with pytest.raises(
+        UserError, match=r"row 1: a bbox must be left, top, width and height in pixels, got \["
+    ):
+        detection(tmp_path, "a.jsonl")
 
 
 def test_a_picture_that_coco_names_must_be_there(tmp_path: Path) -> None:

@@ -61,6 +61,9 @@ def test_blocks_are_counted_from_the_encoder_to_the_decoder(encoder: str, decode
     assert {part for name, part in parts.items() if "embeddings" in name or ".wte" in name} == {"embeddings"}
     assert {part for name, part in parts.items() if "crossattention" in name} == {2, 3, 4}
     assert parts["enc_to_dec_proj.weight"] == parts["encoder.layernorm.weight"] == 1
+    both: Any = model
+    shared = both.decoder.get_input_embeddings().weight  # under whichever name the model has it first
+    assert {parts[name] for name, tensor in model.named_parameters() if tensor is shared} == {"embeddings"}
     heads = {name for name, part in parts.items() if part == "head"}
     assert all(name.startswith(("encoder.pooler.", "decoder.")) for name in heads)
 
