@@ -146,7 +146,7 @@ class _Meter:
             self.cpu_s[name] = process.cpu_s
             with contextlib.suppress(OSError, ValueError):
                 self.written[name] = _written_bytes(process.pid)
-        if self.looks % MEMORY_EVERY == 0:
+        if self.looks < MEMORY_EVERY or self.looks % MEMORY_EVERY == 0:  # a short command has few looks
             self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(process.pid) for process in tree))
         self.looks += 1
         self.files.look()
