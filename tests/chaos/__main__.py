@@ -59,7 +59,7 @@ class Size:
     minutes: float = math.inf
 
 
-QUICK: Final = Size((points.FINALISTS,), points=3, runs=1, alone=1, lock_s=8.0, fuzzed=2000, minutes=17.0)
+QUICK: Final = Size((points.FINALISTS,), points=3, runs=1, alone=1, lock_s=8.0, fuzzed=2000, minutes=18.0)
 ALL: Final = Size((points.SEARCH, points.FINALISTS), points=None, runs=60, alone=60, lock_s=60.0, fuzzed=2000)
 
 
