@@ -1,6 +1,7 @@
 """Is the announced score what the test gives? Ours against "the best single trial wins", on resampled partitions.
 
-    python -m benchmarks.winner train      trains the space of the BERT paper on 200 texts, on four seeds; resumes
+    python -m benchmarks.winner train      trains the space of the BERT paper on 200 texts, on four seeds; resumes, and
+                                           what each model said is part of the repository, so nothing is left to train
     python -m benchmarks.winner compare    compares both rules on 200 partitions of the stored predictions
 
 `--learning-rates 3e-5 1e-4 3e-4` puts others in the place of the paper's, of which all but the highest teach next to
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from benchmarks.passes import RESULTS
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.selection import runs_of_rows
 from finetune_sweep.sweepfile import load_sweep
@@ -223,7 +225,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("step", choices=["train", "compare"])
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "benchmark-winner")
+    parser.add_argument("--folder", type=Path, default=RESULTS / "winner", help="of the predictions")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--learning-rates", nargs="+", default=[], metavar="RATE")
     arguments = parser.parse_args()
