@@ -44,7 +44,7 @@ def _paragraphs(plan: Plan, record: SweepRecord) -> Iterator[str]:
         f"Each was run on {seeds} seeds that had no part in choosing it, evaluated on the same"
         f" {plan.rows['validation']:,} validation rows. The spread is the standard deviation from seed to seed; the"
         " intervals are over seeds and examples, and hold all their means together with a probability of 0.95. The"
-        " model is the run with the median score."
+        " model is the best run of the configuration taken; what is announced is the mean of its runs."
     )
     dropped = [name for name in finalists.candidates if name not in decided.scores]
     if dropped:

@@ -108,7 +108,7 @@ class FinalistsPlanned:
 class Decided:
     """What the finalists came to.
 
-    `winner` and `baseline` are those of their runs with the median score; of the baseline it is empty if there is none.
+    `winner` and `baseline` are those of their runs with the best score; of the baseline it is empty if there is none.
     `difference` and the interval from `low` to `high` are the winner's mean minus the baseline's, positive where it is
     better. `scores` has `mean`, `spread`, `low` and `high` of each candidate.
     """

@@ -115,7 +115,7 @@ def conclude(plan: Plan, record: SweepRecord, layout: Layout) -> Decided | None:
         StorageError: If the predictions of a run are missing or damaged.
     """
     baseline = record.finalists.baseline if record.finalists is not None else ""
-    whole = {name: runs for name, runs in record.runs().items() if record.median(runs) is not None}
+    whole = {name: runs for name, runs in record.runs().items() if record.best_run(runs) is not None}
     candidates = {name: _candidate(plan, record, name, runs, layout) for name, runs in whole.items()}
     finalists = [candidate for name, candidate in candidates.items() if name != baseline]
     if not finalists:
@@ -125,6 +125,7 @@ def conclude(plan: Plan, record: SweepRecord, layout: Layout) -> Decided | None:
         candidates.get(baseline),
         plan.sweep.metric.name,
         higher_is_better=plan.mode == "max",
+        prefer=plan.sweep.selection.prefer,
     )
     return _decided(record, verdict, whole, candidates, baseline)
 
@@ -148,9 +149,9 @@ def _decided(
         }
         for name, interval in zip(order, verdict.scores, strict=True)
     }
-    medians = {name: record.median(group) for name, group in runs.items()}
-    gain, of_baseline = verdict.difference, medians.get(baseline)
-    winner = medians[verdict.winner]
+    best = {name: record.best_run(group) for name, group in runs.items()}
+    gain, of_baseline = verdict.difference, best.get(baseline)
+    winner = best[verdict.winner]
     return Decided(
         winner=winner.key if winner is not None else "",
         baseline=of_baseline.key if of_baseline is not None else "",

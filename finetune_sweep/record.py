@@ -247,13 +247,13 @@ class SweepRecord:
             trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))
         ]
 
-    def median(self, runs: Sequence[TrialRecord]) -> TrialRecord | None:
-        """The run with the median score, of an even number the worse of the two; None unless all are finished."""
+    def best_run(self, runs: Sequence[TrialRecord]) -> TrialRecord | None:
+        """The run with the best score, of equal ones the first; None unless all are finished."""
         scored = [(trial.score, trial) for trial in runs if trial.score is not None]
         if self.plan is None or not scored or len(scored) < len(runs):
             return None
-        scored.sort(key=lambda pair: pair[0], reverse=self.plan.mode == "min")
-        return scored[(len(scored) - 1) // 2][1]
+        choose = max if self.plan.mode == "max" else min
+        return choose(scored, key=lambda pair: pair[0])[1]
 
     def promotable(self, count: int) -> list[TrialRecord]:
         """The trials whose checkpoints may still be asked for: the best of the search, and finalists' runs.
@@ -265,8 +265,8 @@ class SweepRecord:
         """
         kept = self.ranking()[:count]
         for runs in self.runs().values():
-            median = self.median(runs)
-            kept += runs if median is None else [median]
+            best = self.best_run(runs)
+            kept += runs if best is None else [best]
         if self.decided is not None:
             asked = (self.decided.winner, self.decided.baseline)
             kept = [*self.ranking()[:count], *(self.trials[key] for key in asked if key in self.trials)]

@@ -134,11 +134,6 @@ def intervals(family: Sequence[Runs], level: float = LEVEL) -> list[Interval]:
     ]
 
 
-def standard_error(runs: Runs) -> float:
-    """The standard error of the mean, over seeds and examples."""
-    return math.sqrt(_variance(runs)[0])
-
-
 def _variance(runs: Runs) -> tuple[float, float]:
     """The variance of the mean over seeds and examples, and its degrees of freedom.
 

@@ -201,6 +201,9 @@ class Selection(Model):
     by its mean over these. 0 takes the best trial as it is."""
     seeds: int = Field(3, ge=1, le=100, json_schema_extra=NOT_IN_KEY)
     """How many fresh seeds each of them is run on."""
+    prefer: Literal["best", "cheapest"] = Field("best", json_schema_extra=NOT_IN_KEY)
+    """Which of them wins: the one with the highest mean, or the cheapest to train of those that cannot be told apart
+    from it."""
     robustness: bool = Field(default=False, json_schema_extra=NOT_IN_KEY)
     """Whether the promoted model is measured on perturbed validation rows too, for its card; that takes as long as 16
     evaluations. An error for a task without [texts that may be changed](tasks.md)."""

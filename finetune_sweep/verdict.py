@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
-from finetune_sweep.selection import Interval, Runs, intervals, standard_error
+from finetune_sweep.selection import Interval, Runs, intervals
 
+Preference: TypeAlias = Literal["best", "cheapest"]
 _NUMBERS: Final = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -54,30 +55,36 @@ class Verdict:
 
 
 def decide(
-    finalists: Sequence[Candidate], baseline: Candidate | None, metric: str, *, higher_is_better: bool
+    finalists: Sequence[Candidate],
+    baseline: Candidate | None,
+    metric: str,
+    *,
+    higher_is_better: bool,
+    prefer: Preference = "best",
 ) -> Verdict:
     """Chooses the winner.
 
-    The leader has the highest mean. Of the finalists that are not told apart from it and lie within one standard error
-    of it (Breiman, Friedman, Olshen & Stone 1984), the cheapest wins, the highest mean among the equally cheap; if the
-    leader beats the baseline, it must do so too. The baseline wins only if it leads. All intervals of a question hold
-    together with a probability of 0.95: all pairs of finalists, all finalists against the baseline, the means of all.
+    The highest mean wins, of equal ones the cheapest; the baseline only if its mean is above all others. Where the
+    cheapest is preferred, it is that of the finalists which are not told apart from the one with the highest mean; if
+    that one beats the baseline, the cheapest must do so too. All intervals of a question hold together with a
+    probability of 0.95: all pairs of finalists, all finalists against the baseline, the means of all.
 
     Args:
         finalists: At least one.
         baseline: None if it has no runs.
         metric: For the sentence.
         higher_is_better: Of the metric.
+        prefer: Whether the highest mean wins, or the cheapest of those that cannot be told apart from it.
     """
     contest = _Contest(finalists, baseline, higher_is_better=higher_is_better)
-    winner, alike = contest.winner()
+    winner, alike = contest.winner(prefer)
     difference = contest.gains[winner.name] if baseline is not None else None
     beats = difference is not None and difference.low > 0
     told_apart = contest.is_told_apart(winner)
     everyone = [*finalists, *([baseline] if baseline is not None else [])]
     sentences = [
         _about_baseline(winner, baseline, difference, metric),
-        _about_others(winner, alike, contest.leader, alone=len(finalists) == 1),
+        _about_others(winner, alike, alone=len(finalists) == 1),
     ]
     return Verdict(
         winner=winner.name,
@@ -124,24 +131,19 @@ class _Contest:
             return self._pairs[first.name, second.name].low > 0
         return self._pairs[second.name, first.name].high < 0
 
-    def winner(self) -> tuple[Candidate, list[Candidate]]:
-        """The winner, and the finalists that it was the cheapest of, best first."""
+    def winner(self, prefer: Preference) -> tuple[Candidate, list[Candidate]]:
+        """The winner, and the finalists that cannot be told apart from the one with the highest mean, best first."""
         leader = self.leader
         if self.baseline is not None and self._mean(self.baseline) > self._mean(leader):
             return self.baseline, [self.baseline]
         alike = [c for c in self.finalists if c is leader or not self.is_above(leader, c)]
-        eligible = [c for c in alike if c is leader or self._is_as_good(c)]
-        cheapest = min(eligible, key=lambda c: (c.cost, -self._mean(c)))
-        return cheapest, sorted(alike, key=lambda c: -self._mean(c))
-
-    def _is_as_good(self, candidate: Candidate) -> bool:
-        """Whether a finalist may be taken in the leader's place: what few seeds cannot tell apart can be far worse."""
-        behind = self._runs[self.leader.name] - self._runs[candidate.name]
-        return (
-            candidate.scale == self.leader.scale
-            and behind.mean <= standard_error(behind)
-            and (self._beats(candidate) or not self._beats(self.leader))
-        )
+        alike.sort(key=lambda c: (-self._mean(c), c.cost))
+        if prefer == "best":
+            return leader, alike
+        eligible = [
+            c for c in alike if c.scale == leader.scale and (self._beats(c) or not self._beats(leader))
+        ]
+        return min(eligible, key=lambda c: c.cost), alike
 
     def is_told_apart(self, winner: Candidate) -> bool:
         """Whether the winner is better, beyond doubt, than the best of the others."""
@@ -160,19 +162,22 @@ def _about_baseline(winner: Candidate, baseline: Candidate | None, gain: Interva
     return f"No configuration beats the baseline: the one taken differs by {between} in {metric}."
 
 
-def _about_others(winner: Candidate, alike: Sequence[Candidate], leader: Candidate, *, alone: bool) -> str:
+def _about_others(winner: Candidate, alike: Sequence[Candidate], *, alone: bool) -> str:
+    """Whether others are as good as far as can be said, and which of these is cheaper."""
     if len(alike) < 2:
-        return "" if alone or winner is not leader else "It is told apart from all other finalists."
+        return "" if alone or winner not in alike else "It is told apart from all other finalists."
     count = _NUMBERS[len(alike)] if len(alike) < len(_NUMBERS) else str(len(alike))
-    if all(winner.cost <= c.cost for c in alike) and (
-        winner is not leader or any(winner.cost < c.cost for c in alike)
-    ):
-        which = "the cheapest of them"
-    elif winner is leader:
-        which = "the one with the highest mean"
+    comparable = [c for c in alike if c.scale == winner.scale]
+    cheapest, dearest = (choose(comparable, key=lambda c: c.cost) for choose in (min, max))
+    if winner.cost == cheapest.cost < dearest.cost:
+        which = "the cheapest of them was taken"
+    elif winner is not alike[0]:
+        which = "the cheapest of them that beats the baseline was taken"
     else:
-        which = "the cheapest within one standard error of the highest mean"
-    return f"The first {count} cannot be told apart; {which} was taken."
+        which = "the one with the highest mean was taken"
+        if cheapest.cost < winner.cost:
+            which += f"; {cheapest.label} costs {cheapest.cost / winner.cost:.0%} of it"
+    return f"The first {count} cannot be told apart; {which}."
 
 
 def _points(value: float) -> str:
