@@ -182,7 +182,14 @@ def _checked(folder: Path, reference: str) -> Path:
     if WEIGHTS not in names and INDEX not in names:
         raise UserError(_lacks(reference, folder, f"{WEIGHTS} (pickled weights are not read)", names))
     if not {*TOKENIZER_FILES, _PROCESSOR}.intersection(names):
-        raise UserError(_lacks(reference, folder, "tokenizer.json or other file of a tokenizer", names))
+        raise UserError(
+            _lacks(
+                reference,
+                folder,
+                f"tokenizer.json or other file of a tokenizer, nor {_PROCESSOR} of pictures",
+                names,
+            )
+        )
     return folder
 
 

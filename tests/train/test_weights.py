@@ -61,7 +61,10 @@ def test_a_folder_is_relative_to_the_sweep_file(folder: Path, tmp_path: Path) ->
             "model.safetensors",
             "has no model.safetensors .pickled weights are not read.; it holds config.json",
         ),
-        ("tokenizer.json", "has no tokenizer.json or other file of a tokenizer; it holds config.json"),
+        (
+            "tokenizer.json",
+            "or other file of a tokenizer, nor preprocessor_config.json of pictures; it holds config",
+        ),
     ],
 )
 def test_a_folder_that_lacks_a_file_is_told_with_what_it_holds(
