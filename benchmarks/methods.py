@@ -187,21 +187,25 @@ class _Progress:
 
 def results(plan: Plan, runs: Mapping[str, Sequence[Trial]]) -> dict[str, Runs]:
     """What each method came to, where all of its runs have a result."""
-    layout = _layout(plan)
-    record = replay(read(layout)) if layout.root.exists() else SweepRecord()
-    scores = {name: [_said(record, trial, layout) for trial in group] for name, group in runs.items()}
+    answers = {name: said(plan, group) for name, group in runs.items()}
     return {
-        name: runs_of(plan, [each for each in said if each is not None])
-        for name, said in scores.items()
-        if all(each is not None for each in said)
+        name: runs_of(plan, known)
+        for name, group in answers.items()
+        if len(known := [each for each in group if each is not None]) == len(group)
     }
 
 
-def _said(record: SweepRecord, trial: Trial, layout: Layout) -> Predictions | None:
-    known = record.trials.get(trial.key)
-    if known is None or known.score is None:
-        return None
-    return read_predictions(layout, trial.key, known.best_epoch or 0)
+def said(plan: Plan, trials: Sequence[Trial]) -> list[Predictions | None]:
+    """What each trial said of the validation rows after the epoch that counts; None of one that has no result."""
+    layout = _layout(plan)
+    record = replay(read(layout)) if layout.root.exists() else SweepRecord()
+    known = [record.trials.get(trial.key) for trial in trials]
+    return [
+        read_predictions(layout, trial.key, each.best_epoch or 0)
+        if each is not None and each.score is not None
+        else None
+        for trial, each in zip(trials, known, strict=True)
+    ]
 
 
 def _layout(plan: Plan) -> Layout:

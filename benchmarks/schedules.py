@@ -1,0 +1,173 @@
+"""Does the default schedule lose accuracy? Winners of the quick grid under a constant rate, wsd and linear decay.
+
+    python -m benchmarks.schedules            all of it: about an hour; stop it at any time, it goes on
+    python -m benchmarks.schedules --table    what is there already, nothing is trained
+    python -m benchmarks.schedules --seeds 1 --set data.limit.train=32      to try it
+
+`constant` and `wsd` let trials share their training, `linear` does not, and is what the Hugging Face Trainer does by
+itself. So each has to find a winner as good as linear decay does. Two data sets, five seeds: every trial is trained
+once, and says something of the validation rows. These are split anew, 200 times, into halves: one chooses the winner of
+each schedule, the other tests it. Differences are paired by seed, and the error is that from seed to seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from benchmarks.methods import said, train
+from finetune_sweep.markdown import table
+from finetune_sweep.plan import Plan, check, make_plan
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import Predictions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from finetune_sweep.trial import Trial
+
+SWEEPS: Final = Path(__file__).parents[1] / "sweeps"
+WORK: Final = Path("runs/schedules")
+DATA: Final = ("bert", "places")
+"""The shipped sweeps whose data it is; the grid and the number of training texts are the same for both."""
+SEEDS: Final = 5
+PARTITIONS: Final = 200
+REFERENCE: Final = "linear"
+SCHEDULES: Final = ("constant", "wsd", REFERENCE)
+WARMUP_STEPS: Final = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """The winners of a schedule on a data set.
+
+    Args:
+        tested: Shape `(seeds,)`: the metric of the winner on rows that did not choose it, mean over the partitions.
+    """
+
+    tested: NDArray[np.float64]
+
+    def against(self, other: Found) -> tuple[float, float]:
+        """The mean difference, paired by seed, and its standard error."""
+        differences = self.tested - other.tested
+        return float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(len(differences))
+
+
+def plan_of(data: str, storage: Path, sets: Sequence[str] = ()) -> Plan:
+    """The quick grid on the data of a shipped sweep, one schedule beside the other."""
+    metric = load_sweep(SWEEPS / f"{data}.yaml").metric.name
+    space = ", ".join(
+        (
+            "learning_rate: [3e-5, 5e-5]",
+            "freeze_depth: [0, 3]",
+            "epochs: [2, 3, 4]",
+            f"lr_schedule.type: [{', '.join(SCHEDULES)}]",
+        )
+    )
+    own = [
+        f"name=schedules-{data}",
+        f"storage={storage}",
+        f"space={{{space}}}",
+        "data.limit={train: 256}",
+        f"metric={{name: {metric}, epoch: last}}",
+        f"training={{batch_size: 8, lr_schedule: {{type: {REFERENCE}, warmup_steps: {WARMUP_STEPS}}}}}",
+        "selection.finalists=0",
+        "keep_checkpoints=1",
+    ]
+    return make_plan(load_sweep(SWEEPS / f"{data}.yaml", [*own, *sets], check))
+
+
+def trials_of(plan: Plan, seeds: int) -> dict[tuple[str, int], list[Trial]]:
+    """The trials of each schedule and seed."""
+    return {
+        (schedule, seed): [
+            plan.trial(trial.config, seed)
+            for trial in plan.trials
+            if trial.config["lr_schedule.type"] == schedule
+        ]
+        for schedule in SCHEDULES
+        for seed in range(seeds)
+    }
+
+
+def winners(
+    plan: Plan, runs: Mapping[tuple[str, int], Sequence[Predictions]], seeds: int
+) -> dict[str, Found]:
+    """The winner of each schedule and seed on one half of the rows, and what it does on the other.
+
+    Args:
+        plan: Names the task and the metric.
+        runs: What the trials of each schedule and seed said of the same rows.
+        seeds: How many there are.
+    """
+    rows = len(next(iter(runs.values()))[0])
+    sign = 1.0 if plan.mode == "max" else -1.0
+    tested = {schedule: np.zeros(seeds) for schedule in SCHEDULES}
+    for number in range(PARTITIONS):
+        order = np.random.default_rng(number).permutation(rows)
+        choosing, testing = order[: rows // 2], order[rows // 2 :]
+        for (schedule, seed), group in runs.items():
+            best = max(group, key=lambda each: sign * _score(plan, each, choosing))
+            tested[schedule][seed] += sign * _score(plan, best, testing) / PARTITIONS
+    return {schedule: Found(values) for schedule, values in tested.items()}
+
+
+def _score(plan: Plan, whole: Predictions, rows: NDArray[np.int64]) -> float:
+    part = Predictions(whole.values[rows], whole.labels[rows], whole.losses[rows])
+    return TASKS[plan.sweep.task].score(part, plan.classes)[plan.sweep.metric.name]
+
+
+def row(data: str, plan: Plan, found: Mapping[str, Found]) -> tuple[str, ...]:
+    """A line of the table."""
+    cells = [data, plan.sweep.metric.name]
+    for schedule in SCHEDULES:
+        mean = f"{found[schedule].tested.mean():.4f}"
+        if schedule != REFERENCE:
+            difference, error = found[schedule].against(found[REFERENCE])
+            verdict = "not lower" if difference >= -error else "lower"
+            mean += f": {difference:+.4f} ± {error:.4f}, {verdict}"
+        cells.append(mean)
+    return tuple(cells)
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    options = _parser().parse_args()
+    lines = []
+    for data in options.data:
+        plan = plan_of(data, options.work.absolute(), options.set)
+        trials = trials_of(plan, options.seeds)
+        if not options.table:
+            train(
+                replace(plan, trials=()), {f"{name} {seed}": group for (name, seed), group in trials.items()}
+            )
+        answers = {name: said(plan, group) for name, group in trials.items()}
+        whole = {name: [each for each in group if each is not None] for name, group in answers.items()}
+        if all(len(whole[name]) == len(group) for name, group in answers.items()):
+            lines.append(row(data, plan, winners(plan, whole, options.seeds)))
+    print(table(("data of", "metric", *SCHEDULES), lines))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--table", action="store_true", help="only what is there")
+    parser.add_argument("--work", type=Path, default=WORK, help="the folder of the sweeps")
+    parser.add_argument(
+        "--set", action="append", default=[], help="as for the commands, to try the benchmark"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
