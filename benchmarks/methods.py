@@ -29,7 +29,7 @@ from finetune_sweep.space import Config
 from finetune_sweep.sweepfile import load_sweep
 
 if TYPE_CHECKING:
-    from finetune_sweep.tasks.contract import Predictions
+    from finetune_sweep.tasks.arrays import Predictions
     from finetune_sweep.trial import Trial
     from finetune_sweep.yamlio import Value
 

@@ -26,7 +26,7 @@ from finetune_sweep.markdown import table
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,8 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts
-from finetune_sweep.tasks.contract import Column, Encoded, Said, Task
+from finetune_sweep.tasks.arrays import Encoded, Said
+from finetune_sweep.tasks.contract import Column, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Output, Predictions, Processor
+    from finetune_sweep.tasks.arrays import Batch, Predictions
+    from finetune_sweep.tasks.contract import Output
+    from finetune_sweep.tasks.processors import Processor
 
 
 @dataclass(frozen=True)

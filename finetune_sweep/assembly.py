@@ -17,8 +17,10 @@ from finetune_sweep.events import Metrics
 from finetune_sweep.layout import CHANGED_TENSORS
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import ROBUST, Predictions, quiet_loading
-from finetune_sweep.tasks.loading import load_processor, pad_token_id
+from finetune_sweep.tasks.arrays import Predictions
+from finetune_sweep.tasks.contract import ROBUST
+from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import pad_token_id, quiet_loading
 from finetune_sweep.train import robustness
 from finetune_sweep.train.data import rewritten
 from finetune_sweep.train.robustness import Robustness

@@ -20,7 +20,7 @@ from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.selection import Runs, runs_of_rows, runs_of_score
 from finetune_sweep.space import Config
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.trial import Trial, trajectory
 from finetune_sweep.verdict import Candidate, Verdict, decide
 

@@ -30,8 +30,8 @@ from finetune_sweep.mlflow_uri import printable_uri, tracking_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.snapshot import KEY_TAG, TAG
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import quiet_loading
 from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import quiet_loading
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,7 +20,7 @@ from finetune_sweep.lock import SweepLock
 from finetune_sweep.plan import Plan, make_plan, remaining
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import run_unit

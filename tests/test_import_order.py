@@ -46,6 +46,8 @@ ORDER = (
     "finetune_sweep.example_models",
     "finetune_sweep.example_sets",
     "finetune_sweep.examples",
+    "finetune_sweep.tasks.arrays",
+    "finetune_sweep.tasks.processors",
     "finetune_sweep.tasks.contract",
     "finetune_sweep.tasks.loading",
     "finetune_sweep.tasks.classes",

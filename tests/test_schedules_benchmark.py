@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.schedules import REFERENCE, SCHEDULES, plan_of, row, trials_of, winners
 from finetune_sweep.plan import Plan
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 
 ROWS = 1200
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from finetune_sweep.tasks.contract import IGNORED
+from finetune_sweep.tasks.arrays import IGNORED
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Mode, Predictions
+    from finetune_sweep.tasks.arrays import Predictions
+    from finetune_sweep.tasks.contract import Mode
 
 FOUND: Final[Mapping[str, Mode]] = {"map": "max", "map50": "max", "map75": "max", "recall": "max"}
 """The metrics of `score`."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Said
+    from finetune_sweep.tasks.arrays import Batch, Predictions, Said
+    from finetune_sweep.tasks.contract import Mode, Output
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from finetune_sweep.errors import UserError, nearest
-from finetune_sweep.tasks.contract import Predictions, Said
+from finetune_sweep.tasks.arrays import Predictions, Said
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.contract import Mode, Output
 
 _WHOLE_NUMBER = re.compile(r"-?\d+")
 

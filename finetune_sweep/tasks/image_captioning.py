@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from finetune_sweep.tasks import pictures, texts, writing
-from finetune_sweep.tasks.contract import Column, Encoded, PictureReader
+from finetune_sweep.tasks.arrays import Encoded
+from finetune_sweep.tasks.contract import Column
+from finetune_sweep.tasks.processors import PictureReader
 from finetune_sweep.tasks.writing import Writing
 
 if TYPE_CHECKING:
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Batch, Processor
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.processors import Processor
 
 
 @dataclass(frozen=True)

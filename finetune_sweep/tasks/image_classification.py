@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_sweep.tasks import pictures, texts
+from finetune_sweep.tasks.arrays import Encoded
 from finetune_sweep.tasks.choosing import Classification
-from finetune_sweep.tasks.contract import Encoded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Batch, Processor
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.processors import Processor
 
 
 @dataclass(frozen=True)

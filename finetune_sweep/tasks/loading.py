@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.tasks.contract import PictureReader, load_tokenizer, quiet_loading
+from finetune_sweep.tasks.processors import PictureReader, load_image_processor, load_tokenizer, quiet_loading
 
 if TYPE_CHECKING:
     import torch
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Processor, Task
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.contract import Task
+    from finetune_sweep.tasks.processors import Processor
 
-IMAGE_PROCESSOR: Final = "preprocessor_config.json"
 WRITTEN: Final = 128
 """Tokens that a model which writes texts may write for a user, unless its folder says otherwise."""
 
@@ -29,29 +30,8 @@ def load_processor(folder: Path, task: Task) -> Processor:
     kinds = {column.kind for column in task.columns}
     if "image" not in kinds:
         return load_tokenizer(folder)
-    image_processor = _load_image_processor(folder)
+    image_processor = load_image_processor(folder)
     return PictureReader(image_processor, load_tokenizer(folder)) if "text" in kinds else image_processor
-
-
-def _load_image_processor(folder: Path) -> BaseImageProcessor:
-    if not (folder / IMAGE_PROCESSOR).is_file():
-        raise UserError(f"{folder}: holds no image processor, no {IMAGE_PROCESSOR}")
-    from transformers import AutoImageProcessor
-
-    try:
-        with quiet_loading():
-            processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{folder}: no image processor can be loaded from this folder: {reason}") from error
-    return processor
-
-
-def pad_token_id(processor: Processor) -> int:
-    """What fills the rows of a batch; 0 for pictures, which are all of one size."""
-    return int(getattr(processor, "pad_token_id", None) or 0)
 
 
 def load_model(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from finetune_sweep.tasks import boxes, loading, pictures, texts
 from finetune_sweep.tasks import classes as answers
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Output, Said, Task
+from finetune_sweep.tasks.arrays import IGNORED, Encoded, Said
+from finetune_sweep.tasks.contract import Column, Output, Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Predictions, Processor
+    from finetune_sweep.tasks.arrays import Batch, Predictions
+    from finetune_sweep.tasks.contract import Mode
+    from finetune_sweep.tasks.processors import Processor
 
 _METRICS: Final[Mapping[str, Mode]] = {**boxes.FOUND, "loss": "min"}
 

@@ -10,13 +10,15 @@ import numpy as np
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import texts
-from finetune_sweep.tasks.contract import Column, Ragged
+from finetune_sweep.tasks.arrays import Ragged
+from finetune_sweep.tasks.contract import Column
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Encoded, Processor
+    from finetune_sweep.tasks.arrays import Encoded
+    from finetune_sweep.tasks.processors import Processor
 
 IMAGE: Final = Column("image", required=True, description="a path, or the bytes of a file", kind="image")
 EXAMPLE: Final = (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_sweep.tasks import loading, texts
+from finetune_sweep.tasks import texts
+from finetune_sweep.tasks.arrays import Encoded
 from finetune_sweep.tasks.choosing import Classification
-from finetune_sweep.tasks.contract import Encoded, load_tokenizer
+from finetune_sweep.tasks.processors import load_tokenizer, pad_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Processor
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.processors import Processor
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class TextClassification(Classification):
             UserError: The folder holds no such model in safetensors, or its body is not all there.
         """
         model, new = super().build_model(folder, classes)
-        model.config.pad_token_id = loading.pad_token_id(load_tokenizer(folder))
+        model.config.pad_token_id = pad_token_id(load_tokenizer(folder))
         return model, new
 
     def input_example(self) -> list[str]:

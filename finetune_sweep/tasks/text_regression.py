@@ -9,7 +9,9 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts
-from finetune_sweep.tasks.contract import Column, Encoded, Said, Task, load_tokenizer
+from finetune_sweep.tasks.arrays import Encoded, Said
+from finetune_sweep.tasks.contract import Column, Task
+from finetune_sweep.tasks.processors import load_tokenizer, pad_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
+    from finetune_sweep.tasks.arrays import Batch, Predictions
+    from finetune_sweep.tasks.contract import Mode, Output
+    from finetune_sweep.tasks.processors import Processor
 
 _METRICS: Final[Mapping[str, Mode]] = {
     "pearson": "max",
@@ -68,7 +72,7 @@ class TextRegression(Task):
             UserError: The folder holds no such model in safetensors, or its body is not all there.
         """
         model, new = loading.load_model(folder, self.auto_model, classes, "regression")
-        model.config.pad_token_id = loading.pad_token_id(load_tokenizer(folder))
+        model.config.pad_token_id = pad_token_id(load_tokenizer(folder))
         return model, new
 
     def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:  # noqa: ARG002

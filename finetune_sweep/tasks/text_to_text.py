@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_sweep.tasks import texts, writing
-from finetune_sweep.tasks.contract import Column, Encoded, Ragged, tokenizer_of
+from finetune_sweep.tasks.arrays import Encoded, Ragged
+from finetune_sweep.tasks.contract import Column
+from finetune_sweep.tasks.processors import tokenizer_of
 from finetune_sweep.tasks.writing import Writing
 
 if TYPE_CHECKING:
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Batch, Processor
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.processors import Processor
 
 
 @dataclass(frozen=True)

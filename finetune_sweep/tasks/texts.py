@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
-from finetune_sweep.tasks.contract import IGNORED, Column, Ragged
+from finetune_sweep.tasks.arrays import IGNORED, Ragged
+from finetune_sweep.tasks.contract import Column
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from finetune_sweep.tasks.contract import Batch, Encoded, Processor
+    from finetune_sweep.tasks.arrays import Batch, Encoded
+    from finetune_sweep.tasks.processors import Processor
 
 PAIR: Final = (
     Column("text", required=True, description="the text"),

@@ -9,7 +9,9 @@ import numpy as np
 
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import entities, loading, texts
-from finetune_sweep.tasks.contract import IGNORED, Column, Encoded, Ragged, Said, Task, tokenizer_of
+from finetune_sweep.tasks.arrays import IGNORED, Encoded, Ragged, Said
+from finetune_sweep.tasks.contract import Column, Task
+from finetune_sweep.tasks.processors import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Mode, Output, Predictions, Processor
+    from finetune_sweep.tasks.arrays import Batch, Predictions
+    from finetune_sweep.tasks.contract import Mode, Output
+    from finetune_sweep.tasks.processors import Processor
 
 _METRICS: Final[Mapping[str, Mode]] = {
     "f1": "max",

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from finetune_sweep.tasks.contract import IGNORED
+from finetune_sweep.tasks.arrays import IGNORED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from finetune_sweep.tasks.contract import Mode, Predictions
+    from finetune_sweep.tasks.arrays import Predictions
+    from finetune_sweep.tasks.contract import Mode
 
 _WORD = re.compile(r"\w+")
 

@@ -10,7 +10,9 @@ import numpy as np
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import classes as answers
 from finetune_sweep.tasks import loading, texts, wording
-from finetune_sweep.tasks.contract import IGNORED, Ragged, Said, Task, tokenizer_of
+from finetune_sweep.tasks.arrays import IGNORED, Ragged, Said
+from finetune_sweep.tasks.contract import Task
+from finetune_sweep.tasks.processors import tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from finetune_sweep.tasks.contract import Batch, Encoded, Mode, Output, Predictions, Processor
+    from finetune_sweep.tasks.arrays import Batch, Encoded, Predictions
+    from finetune_sweep.tasks.contract import Mode, Output
+    from finetune_sweep.tasks.processors import Processor
 
 _METRICS: Final[Mapping[str, Mode]] = {**wording.NEARNESS, "loss": "min"}
 

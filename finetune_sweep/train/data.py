@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.durable import check_folder, explained, folder_aside, sha256
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import TOKENIZER_FILES, Encoded
-from finetune_sweep.tasks.loading import IMAGE_PROCESSOR, load_processor
+from finetune_sweep.tasks.arrays import Encoded
+from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import IMAGE_PROCESSOR, TOKENIZER_FILES
 from finetune_sweep.train.architecture import check_length
 from finetune_sweep.train.cleaning import make_splits
 from finetune_sweep.train.rows import check_columns, read_rows

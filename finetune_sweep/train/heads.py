@@ -21,7 +21,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from finetune_sweep.errors import TrialError
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import layers, loop, optim
 from finetune_sweep.train.packing import LABELS, Logits, apply_head, forward_of, shallow
 from finetune_sweep.train.prefix_cache import states_of

@@ -19,7 +19,8 @@ import torch
 
 from finetune_sweep.errors import TrialError
 from finetune_sweep.phases import probe_epochs
-from finetune_sweep.tasks.contract import Batch, Encoded, Output, Predictions, Said, Task
+from finetune_sweep.tasks.arrays import Batch, Encoded, Predictions, Said
+from finetune_sweep.tasks.contract import Output, Task
 from finetune_sweep.train import adapters, layers, optim, strategies
 from finetune_sweep.train.adversarial import fast_gradient
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from finetune_sweep.tasks.contract import Batch, Output
+from finetune_sweep.tasks.arrays import Batch
+from finetune_sweep.tasks.contract import Output
 from finetune_sweep.train.architecture import Architecture
 from finetune_sweep.train.families import Entrance
 

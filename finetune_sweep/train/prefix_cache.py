@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from finetune_sweep.durable import MANIFEST, folder_aside, remove_folder
-from finetune_sweep.tasks.contract import Encoded, Ragged, Task
+from finetune_sweep.tasks.arrays import Encoded, Ragged
+from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.data import hash_of, is_sound, sole_owner
 from finetune_sweep.train.packing import STATES, Body, pack

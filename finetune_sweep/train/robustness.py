@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 
-from finetune_sweep.tasks.contract import ROBUST, Predictions, changeable_columns, metrics_of
+from finetune_sweep.tasks.arrays import Predictions
+from finetune_sweep.tasks.contract import ROBUST, changeable_columns, metrics_of
 from finetune_sweep.train import augment
 from finetune_sweep.train.augment import NONE, Augmenter, draws, join_words, split_words
 from finetune_sweep.train.data import Rewritten

@@ -65,7 +65,7 @@ def _write_weights(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-    from finetune_sweep.tasks.contract import quiet_loading
+    from finetune_sweep.tasks.processors import quiet_loading
 
     try:
         with quiet_loading(), torch.random.fork_rng(devices=[]):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.tasks.contract import Encoded, Mode, Predictions, Said, Task
+from finetune_sweep.tasks.arrays import Encoded, Predictions, Said
+from finetune_sweep.tasks.contract import Mode, Task
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.optim import Anchor
 from finetune_sweep.train.packing import Forward

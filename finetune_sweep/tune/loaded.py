@@ -13,8 +13,9 @@ from finetune_sweep.errors import TrialError, UserError
 from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import changeable_columns, load_tokenizer
-from finetune_sweep.tasks.loading import load_processor, pad_token_id
+from finetune_sweep.tasks.contract import changeable_columns
+from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import load_tokenizer, pad_token_id
 from finetune_sweep.train import architecture, conflicts, copies, robustness, weights
 from finetune_sweep.train.augment import Similar
 from finetune_sweep.train.data import Prepared, Rewritten, encode_split, prepare
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import Augment
-    from finetune_sweep.tasks.contract import Encoded, Processor
+    from finetune_sweep.tasks.arrays import Encoded
+    from finetune_sweep.tasks.processors import Processor
     from finetune_sweep.train.heads import Heads
 
 

@@ -16,7 +16,8 @@ from finetune_sweep.durable import explained
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch, Output
+    from finetune_sweep.tasks.arrays import Batch
+    from finetune_sweep.tasks.contract import Output
     from finetune_sweep.train.packing import Forward
 
 _REARM_S: Final = 1.0

@@ -32,7 +32,7 @@ from finetune_sweep.events import (
 )
 from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.state import Evaluation

@@ -20,7 +20,7 @@ from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.record import SweepRecord, replay
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import wording
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.tune.loaded import Loaded, planned_data
 from tests.sweeps.captions import CHOICES, Captioned, constant, shuffled
 

@@ -11,8 +11,10 @@ import numpy as np
 from finetune_sweep.assembly import load_as_user
 from finetune_sweep.plan import Plan
 from finetune_sweep.tasks import TASKS, wording
-from finetune_sweep.tasks.contract import Encoded, Predictions, Ragged, Task
-from finetune_sweep.tasks.loading import load_processor, pad_token_id
+from finetune_sweep.tasks.arrays import Encoded, Predictions, Ragged
+from finetune_sweep.tasks.contract import Task
+from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import pad_token_id
 from finetune_sweep.train.loop import evaluate
 from finetune_sweep.train.packing import PaddedModel
 from finetune_sweep.tune.loaded import planned_data

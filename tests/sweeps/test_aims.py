@@ -9,7 +9,7 @@ import pytest
 
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS, wording
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from tests.sweeps.aims import AIMS, Finding, error_rate, sounds
 from tests.sweeps.captions import constant, first_of, lowered, shuffled
 

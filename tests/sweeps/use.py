@@ -10,8 +10,8 @@ from typing import Any, Final
 from PIL import Image
 
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import PictureReader, quiet_loading, tokenizer_of
 from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import PictureReader, quiet_loading, tokenizer_of
 
 _SHOWN: Final = 60
 

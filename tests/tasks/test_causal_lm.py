@@ -11,7 +11,7 @@ from datasets import Dataset
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Data
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import IGNORED, Encoded
+from finetune_sweep.tasks.arrays import IGNORED, Encoded
 from finetune_sweep.tasks.loading import load_processor
 from finetune_sweep.train.data import prepare
 from finetune_sweep.train.loop import evaluate

@@ -22,8 +22,10 @@ from finetune_sweep.settings import Training
 from finetune_sweep.spec import Data, TaskName
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import IGNORED, Encoded, Predictions, Task
-from finetune_sweep.tasks.loading import load_processor, pad_token_id
+from finetune_sweep.tasks.arrays import IGNORED, Encoded, Predictions
+from finetune_sweep.tasks.contract import Task
+from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import pad_token_id
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.data import prepare
 from finetune_sweep.train.loop import evaluate, fit, start
@@ -154,7 +156,7 @@ def test_texts_are_trained_adversarially_whatever_is_asked_of_them(made: Made) -
 
 
 def _only(encoded: Encoded, row: int) -> Encoded:
-    from finetune_sweep.tasks.contract import Ragged
+    from finetune_sweep.tasks.arrays import Ragged
 
     return Encoded(
         {

@@ -17,8 +17,9 @@ from transformers import AutoModelForImageTextToText
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Data
 from finetune_sweep.tasks import TASKS, wording
-from finetune_sweep.tasks.contract import IGNORED, PictureReader
+from finetune_sweep.tasks.arrays import IGNORED
 from finetune_sweep.tasks.loading import load_processor
+from finetune_sweep.tasks.processors import PictureReader
 from finetune_sweep.train.data import Prepared, prepare
 from finetune_sweep.train.loop import evaluate
 from finetune_sweep.train.packing import PaddedModel

@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.tasks.classes import score_several
-from finetune_sweep.tasks.contract import Predictions
 from finetune_sweep.tasks.loading import load_processor
 from tests.tasks.models import picture, tiny_vit
 

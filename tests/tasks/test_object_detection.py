@@ -16,7 +16,7 @@ from finetune_sweep.errors import UserError
 from finetune_sweep.settings import Training
 from finetune_sweep.spec import Data
 from finetune_sweep.tasks import TASKS, boxes
-from finetune_sweep.tasks.contract import IGNORED, Predictions
+from finetune_sweep.tasks.arrays import IGNORED, Predictions
 from finetune_sweep.tasks.loading import load_processor
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.data import prepare

@@ -30,7 +30,8 @@ from transformers import (
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Encoded, Predictions, Ragged, load_tokenizer
+from finetune_sweep.tasks.arrays import Encoded, Predictions, Ragged
+from finetune_sweep.tasks.processors import load_tokenizer
 from finetune_sweep.train.packing import Logits
 
 TASK = TASKS["text-classification"]

@@ -15,7 +15,7 @@ from sklearn import metrics
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Data
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.tasks.loading import load_processor
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.data import prepare

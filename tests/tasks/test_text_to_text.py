@@ -13,7 +13,7 @@ from datasets import Dataset
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Data
 from finetune_sweep.tasks import TASKS, wording
-from finetune_sweep.tasks.contract import IGNORED, Predictions
+from finetune_sweep.tasks.arrays import IGNORED, Predictions
 from finetune_sweep.tasks.loading import load_processor
 from finetune_sweep.train.data import prepare
 from finetune_sweep.train.loop import evaluate

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_sweep.tasks.contract import IGNORED, Predictions
+from finetune_sweep.tasks.arrays import IGNORED, Predictions
 from finetune_sweep.tasks.entities import Span, score, spans
 from finetune_sweep.tasks.token_classification import TokenClassification
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from finetune_sweep.settings import Training
-from finetune_sweep.tasks.contract import Encoded, Ragged
+from finetune_sweep.tasks.arrays import Encoded, Ragged
 from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.loop import fit, start

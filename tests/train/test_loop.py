@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import RECIPE_VERSION, EarlyStopping, Training
-from finetune_sweep.tasks.contract import Batch, Encoded, Mode
+from finetune_sweep.tasks.arrays import Batch, Encoded
+from finetune_sweep.tasks.contract import Mode
 from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.train.loop import evaluate, fit, is_out_of_memory, start, stops_early
 from finetune_sweep.train.state import LoopState, derive_seed

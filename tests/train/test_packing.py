@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_sweep.settings import Training
-from finetune_sweep.tasks.contract import Batch
+from finetune_sweep.tasks.arrays import Batch
 from finetune_sweep.train.architecture import Architecture, describe
 from finetune_sweep.train.families import FAMILIES
 from finetune_sweep.train.packing import STATES, Body, attend, forward_of, pack

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Encoded
+    from finetune_sweep.tasks.arrays import Encoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 150

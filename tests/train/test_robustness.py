@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from finetune_sweep.tasks import TASKS
-from finetune_sweep.tasks.contract import Predictions, changeable_columns, metrics_of
+from finetune_sweep.tasks.arrays import Predictions
+from finetune_sweep.tasks.contract import changeable_columns, metrics_of
 from finetune_sweep.train import robustness
 from finetune_sweep.train.robustness import BLOCKS, KINDS, STRENGTHS, Robustness
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from finetune_sweep.tasks.contract import Batch
+    from finetune_sweep.tasks.arrays import Batch
     from finetune_sweep.train.state import Evaluation, Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from finetune_sweep import settings as settings_module
 from finetune_sweep.errors import UserError
 from finetune_sweep.settings import LAYER_SETTINGS, Training
-from finetune_sweep.tasks.contract import Batch, Encoded, Output, Ragged, Said
+from finetune_sweep.tasks.arrays import Batch, Encoded, Ragged, Said
+from finetune_sweep.tasks.contract import Output
 from finetune_sweep.tasks.image_classification import ImageClassification
 from finetune_sweep.train import adapters, pooled, strategies, weights
 from finetune_sweep.train.architecture import Architecture, Part, describe

@@ -18,7 +18,8 @@ from finetune_sweep.outlook import look
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tasks.contract import Encoded, Ragged, load_tokenizer
+from finetune_sweep.tasks.arrays import Encoded, Ragged
+from finetune_sweep.tasks.processors import load_tokenizer
 from finetune_sweep.train import weights
 from finetune_sweep.trial import Trial
 from finetune_sweep.tune.assignment import Assignment

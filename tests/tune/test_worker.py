@@ -21,7 +21,7 @@ from finetune_sweep.events import CheckpointWritten, Evaluated, Event, TrialEnde
 from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
-from finetune_sweep.tasks.contract import Predictions
+from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import weights
 from finetune_sweep.trial import WorkUnit
 from finetune_sweep.tune import resume, watch
