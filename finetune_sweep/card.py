@@ -143,7 +143,9 @@ def render(evidence: Evidence) -> str:
         *_section("Results", _results(evidence)),
         *(_section("Robustness", _robustness(evidence.robustness, sweep)) if evidence.robustness else []),
         *_section("How to load it", [_loading(evidence)]),
-        *_section("The finalists", card_finalists.paragraphs(evidence.plan, evidence.record)),
+        *_section(
+            "The finalists", card_finalists.paragraphs(evidence.plan, evidence.record, evidence.trial.key)
+        ),
         *_section("Data", _data(evidence)),
         *_section("Settings", [_settings(evidence)]),
         *_section("All trials", [_trials(evidence)]),
@@ -214,6 +216,11 @@ def _results(evidence: Evidence) -> list[str]:
     return [table(("metric", *split), rows), f"**Test.** {evidence.test.note}", _meaning(evidence), strategy]
 
 
+def _won(evidence: Evidence) -> bool:
+    decided = evidence.record.decided
+    return decided is not None and decided.winner == evidence.trial.key
+
+
 def _meaning(evidence: Evidence) -> str:
     """What the validation score is worth: it was searched for on the very rows that it is measured on."""
     ranking, rows = evidence.ranking, evidence.plan.rows["validation"]
@@ -221,8 +228,9 @@ def _meaning(evidence: Evidence) -> str:
     count, metric = len(ranking), evidence.plan.sweep.metric.name
     if evidence.trial.key not in keys:
         text = (
-            f"The model is one run of the configuration that was chosen, with seed {evidence.trial.seed}; what to"
-            " announce is the mean over its fresh seeds, below."
+            f"The model is one run of its configuration, with seed {evidence.trial.seed}"
+            f"{', the best of them by this very score' if _won(evidence) else ''}: expect the mean over the fresh"
+            " seeds, below, and announce that."
         )
     elif count == 1:
         text = f"It comes from one trial with one seed ({evidence.trial.seed})."

@@ -14,12 +14,18 @@ from finetune_sweep.trial import Trial
 _HOUR_S = 3600
 
 
-def paragraphs(plan: Plan, record: SweepRecord) -> list[str]:
-    """The verdict, the finalists with mean, spread and interval, and whether more trials would have helped."""
-    return list(_paragraphs(plan, record))
+def paragraphs(plan: Plan, record: SweepRecord, key: str) -> list[str]:
+    """The verdict, the finalists with mean, spread and interval, and whether more trials would have helped.
+
+    Args:
+        plan: The sweep.
+        record: Of the sweep.
+        key: The trial that is promoted.
+    """
+    return list(_paragraphs(plan, record, key))
 
 
-def _paragraphs(plan: Plan, record: SweepRecord) -> Iterator[str]:
+def _paragraphs(plan: Plan, record: SweepRecord, key: str) -> Iterator[str]:
     decided, finalists = record.decided, record.finalists
     if decided is None or finalists is None:
         yield (
@@ -32,19 +38,21 @@ def _paragraphs(plan: Plan, record: SweepRecord) -> Iterator[str]:
     yield f"**{decided.sentence}**"
     rows = []
     for name, values in decided.scores.items():
-        is_winner = decided.winner in finalists.candidates[name]
+        group = finalists.candidates[name]
+        taken = ["won"] if decided.winner in group else []
+        taken += ["taken by hand"] if key in group and key != decided.winner else []
         label = (
             "baseline: all settings at their defaults" if name == finalists.baseline else _label(record, name)
         )
         interval = f"{values['low']:.4f} to {values['high']:.4f}"
         scores = ", ".join(f"{run.score:.4f}" for run in runs[name] if run.score is not None)
-        rows.append(("taken" if is_winner else "", label, values["mean"], values["spread"], interval, scores))
+        rows.append((", ".join(taken), label, values["mean"], values["spread"], interval, scores))
     yield table(("", "configuration", f"mean {metric}", "spread", "interval", "runs"), rows)
     yield (
         f"Each was run on {seeds} seeds that had no part in choosing it, evaluated on the same"
         f" {plan.rows['validation']:,} validation rows. The spread is the standard deviation from seed to seed; the"
-        " intervals are over seeds and examples, and hold all their means together with a probability of 0.95. The"
-        " model is the best run of the configuration taken; what is announced is the mean of its runs."
+        " intervals are over seeds and examples, and hold all their means together with a probability of 0.95."
+        + (" The model is the best run of the one that won." if key == decided.winner else "")
     )
     dropped = [name for name in finalists.candidates if name not in decided.scores]
     if dropped:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Entry, Promoted
 from finetune_sweep.finalists import read_predictions, runs_of
+from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan
+from finetune_sweep.record import replay
 from finetune_sweep.selection import intervals
 from finetune_sweep.snapshot import TAG
+
+if TYPE_CHECKING:
+    from finetune_sweep.tasks.arrays import Predictions
 
 CHAMPION: Final = "champion"
 """The alias of the version to be used."""
@@ -26,6 +31,9 @@ _REMEMBERED: Final = 100  # the value of a tag is limited
 def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, int]) -> tuple[str, str]:
     """The alias that a new version deserves, and why.
 
+    A finalist stands for all runs of its configuration: the promoted one is the best of them on these very rows, and
+    would have that advantage over a champion that was chosen among fewer.
+
     Args:
         plan: The sweep of the new version.
         layout: Where it lies; the old one may be of another sweep of the same storage.
@@ -34,14 +42,14 @@ def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, in
     """
     sweep, key, epoch = old
     try:
-        before = read_predictions(Layout(layout.storage, sweep or layout.sweep), key, epoch)
-        after = read_predictions(layout, new.key, new.epoch)
+        before = _said(Layout(layout.storage, sweep or layout.sweep), key, epoch)
+        after = _said(layout, new.key, new.epoch)
     except StorageError:
         return (
             CHALLENGER,
             "what the champion said of the validation rows is not kept, so they cannot be compared",
         )
-    gained, lost = runs_of(plan, [after]), runs_of(plan, [before])
+    gained, lost = runs_of(plan, after).as_one(), runs_of(plan, before).as_one()
     (gain,) = intervals([gained - lost if plan.mode == "max" else lost - gained])
     between = f"by {gain.value:+.4f} (interval from {gain.low:+.4f} to {gain.high:+.4f})"
     if gain.low > 0:
@@ -50,6 +58,18 @@ def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, in
         CHALLENGER,
         f"it is not better than the champion beyond doubt: {between} in {plan.sweep.metric.name}",
     )
+
+
+def _said(layout: Layout, key: str, epoch: int) -> list[Predictions]:
+    """What a model said of the validation rows; of a finalist, what each run of its configuration said.
+
+    Raises:
+        StorageError: The predictions of a run, or the journal, cannot be read.
+    """
+    groups = replay(read(layout)).runs().values()
+    runs = next((group for group in groups if key in {run.key for run in group}), [])
+    known = {run.key: run.best_epoch or 0 for run in runs if run.score is not None} | {key: epoch}
+    return [read_predictions(layout, run, last) for run, last in known.items()]
 
 
 def registered_before(

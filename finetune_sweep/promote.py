@@ -301,18 +301,22 @@ class _Promotion:
         """What the lock beside the model says of it."""
         record, winner = self.journal.record, self.winner
         scores = record.decided.scores if record.decided is not None else {}
-        spreads = [
-            scores[name]["spread"]
-            for name, runs in record.runs().items()
-            if name in scores and winner.key in {run.key for run in runs}
-        ]
+        own = next(
+            (
+                scores[name]
+                for name, runs in record.runs().items()
+                if name in scores and winner.key in {run.key for run in runs}
+            ),
+            {},
+        )
         return Champion(
             self.trial,
             epoch_of(winner),
             winner.metrics,
             winner.worker,
             prepared.fingerprints,
-            spreads[0] if spreads else None,
+            own.get("mean"),
+            own.get("spread"),
         )
 
     def _robustness(self, folder: Path, found: Found) -> Robustness | None:

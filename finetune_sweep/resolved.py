@@ -65,6 +65,7 @@ def write_beside(folder: Path, layout: Layout, champion: Champion) -> None:
         "max_length": trial.max_length,
         "training": trial.training.model_dump(mode="json"),
         "metrics": dict(champion.metrics),
+        "mean": champion.mean,
         "spread": champion.spread,
         "host": champion.worker.host if champion.worker else "",
         "device": champion.worker.device if champion.worker else "",
@@ -87,7 +88,8 @@ class Champion:
         metrics: Of the validation rows.
         worker: What trained it.
         fingerprints: The sha256 over the rows of each split.
-        spread: The standard deviation of the sweep's metric from seed to seed; None if nobody measured it.
+        mean: Of the sweep's metric over fresh seeds; None if nobody measured it.
+        spread: Its standard deviation from seed to seed; None likewise.
     """
 
     trial: Trial
@@ -95,7 +97,8 @@ class Champion:
     metrics: Metrics
     worker: WorkerInfo | None
     fingerprints: Mapping[str, str]
-    spread: float | None
+    mean: float | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Lock:
     key: str
     epoch: int
     metrics: Metrics
+    mean: float | None
     spread: float | None
     host: str
     device: str
@@ -152,6 +156,7 @@ def _lock(content: dict[str, dict[str, dict[str, object]]]) -> Lock:
         key=known["key"],
         epoch=known["epoch"],
         metrics=known["metrics"],
+        mean=known["mean"],
         spread=known["spread"],
         host=known["host"],
         device=known["device"],

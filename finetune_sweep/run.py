@@ -62,6 +62,10 @@ def promote_only(sweep: Sweep, address: str | None, options: promote.Options) ->
     """
 
     def steps(session: Session) -> int:
+        record = session.journal.record
+        is_whole = not finalists.without_predictions(record, session.layout)
+        if record.decided is not None and is_whole and not options.dry_run:
+            _conclude(session)  # `selection.prefer` may have been edited
         _promote(session, options)
         return 0
 
@@ -145,11 +149,16 @@ def _choose(session: Session) -> None:
         journal.append(*([copied] if copied is not None else []))
     for key in finalists.without_predictions(journal.record, layout):
         driver.train_again(key)
-    with session.signals.raised():
-        decided = finalists.conclude(plan, journal.record, layout)
-    if decided is not None and decided != journal.record.decided:
-        journal.append(decided)
+    _conclude(session)
     driver.retain()
+
+
+def _conclude(session: Session) -> None:
+    """Notes who won, unless it is known."""
+    with session.signals.raised():
+        decided = finalists.conclude(session.plan, session.journal.record, session.layout)
+    if decided is not None and decided != session.journal.record.decided:
+        session.journal.append(decided)
 
 
 def _promote(session: Session, options: promote.Options) -> None:

@@ -50,6 +50,10 @@ class Runs:
         """The differences, paired by seed and by example."""
         return Runs(self.scores - other.scores, self.resampled - other.resampled)
 
+    def as_one(self) -> Runs:
+        """Their mean, as a single run: what is known of the examples, without what is known of the seeds."""
+        return Runs(self.scores.mean(keepdims=True), self.resampled.mean(axis=1, keepdims=True))
+
     def __neg__(self) -> Runs:
         return Runs(-self.scores, -self.resampled)
 

@@ -208,6 +208,14 @@ class Selection(Model):
     """Whether the promoted model is measured on perturbed validation rows too, for its card; that takes as long as 16
     evaluations. An error for a task without [texts that may be changed](tasks.md)."""
 
+    @model_validator(mode="after")
+    def _prefers_among_some(self) -> Selection:
+        if self.prefer != "best" and not self.finalists:
+            raise ValueError(
+                f"prefer: {self.prefer} chooses among finalists, and there are none; set `finalists`, such as 3"
+            )
+        return self
+
 
 class Resources(Model):
     """What one trial occupies; the slots of the machine or the cluster follow from it."""

@@ -84,7 +84,7 @@ def decide(
     everyone = [*finalists, *([baseline] if baseline is not None else [])]
     sentences = [
         _about_baseline(winner, baseline, difference, metric),
-        _about_others(winner, alike, alone=len(finalists) == 1),
+        _about_others(winner, alike, contest) if len(finalists) > 1 else "",
     ]
     return Verdict(
         winner=winner.name,
@@ -113,18 +113,18 @@ class _Contest:
             names = [candidate.name for candidate in finalists]
             against = intervals([self._runs[name] - self._runs[baseline.name] for name in names])
             self.gains = dict(zip(names, against, strict=True)) | {baseline.name: Interval(0.0, 0.0, 0.0)}
-        self.leader = max(finalists, key=lambda c: (self._mean(c), -c.cost))
 
     def _mean(self, candidate: Candidate) -> float:
         return self._runs[candidate.name].mean
 
-    def _beats(self, candidate: Candidate) -> bool:
+    def beats(self, candidate: Candidate) -> bool:
+        """Whether a finalist is better than the baseline beyond doubt."""
         return self.baseline is not None and self.gains[candidate.name].low > 0
 
     def is_above(self, first: Candidate, second: Candidate) -> bool:
         """Whether a candidate is better than another beyond doubt."""
         if self.baseline is not None and second.name == self.baseline.name:
-            return self._beats(first)
+            return self.beats(first)
         if self.baseline is not None and first.name == self.baseline.name:
             return self.gains[second.name].high < 0
         if (first.name, second.name) in self._pairs:
@@ -132,18 +132,23 @@ class _Contest:
         return self._pairs[second.name, first.name].high < 0
 
     def winner(self, prefer: Preference) -> tuple[Candidate, list[Candidate]]:
-        """The winner, and the finalists that cannot be told apart from the one with the highest mean, best first."""
-        leader = self.leader
+        """The winner, and the finalists that cannot be told apart from the one with the highest mean, best first.
+
+        None of them where the baseline wins.
+        """
+        ranking = self.by_mean()
+        leader = ranking[0]
         if self.baseline is not None and self._mean(self.baseline) > self._mean(leader):
-            return self.baseline, [self.baseline]
-        alike = [c for c in self.finalists if c is leader or not self.is_above(leader, c)]
-        alike.sort(key=lambda c: (-self._mean(c), c.cost))
+            return self.baseline, []
+        alike = [c for c in ranking if c is leader or not self.is_above(leader, c)]
         if prefer == "best":
             return leader, alike
-        eligible = [
-            c for c in alike if c.scale == leader.scale and (self._beats(c) or not self._beats(leader))
-        ]
+        eligible = [c for c in alike if c.scale == leader.scale and (self.beats(c) or not self.beats(leader))]
         return min(eligible, key=lambda c: c.cost), alike
+
+    def by_mean(self) -> list[Candidate]:
+        """The finalists, best first, and of equal ones the cheapest."""
+        return sorted(self.finalists, key=lambda c: (-self._mean(c), c.cost))
 
     def is_told_apart(self, winner: Candidate) -> bool:
         """Whether the winner is better, beyond doubt, than the best of the others."""
@@ -162,22 +167,30 @@ def _about_baseline(winner: Candidate, baseline: Candidate | None, gain: Interva
     return f"No configuration beats the baseline: the one taken differs by {between} in {metric}."
 
 
-def _about_others(winner: Candidate, alike: Sequence[Candidate], *, alone: bool) -> str:
-    """Whether others are as good as far as can be said, and which of these is cheaper."""
+def _about_others(winner: Candidate, alike: Sequence[Candidate], contest: _Contest) -> str:
+    """Whether other finalists are as good as far as can be said, and which of these is cheaper."""
     if len(alike) < 2:
-        return "" if alone or winner not in alike else "It is told apart from all other finalists."
+        return "It is told apart from all other finalists." if alike else ""
     count = _NUMBERS[len(alike)] if len(alike) < len(_NUMBERS) else str(len(alike))
+    are_first = {c.name for c in contest.by_mean()[: len(alike)]} == {c.name for c in alike}
+    which = f"The first {count}" if are_first else f"{count.capitalize()} of the finalists"
+    return f"{which} cannot be told apart; {_taken(winner, alike, contest)}."
+
+
+def _taken(winner: Candidate, alike: Sequence[Candidate], contest: _Contest) -> str:
+    """Which of those that are not told apart was taken; costs are compared only within the winner's scale."""
     comparable = [c for c in alike if c.scale == winner.scale]
     cheapest, dearest = (choose(comparable, key=lambda c: c.cost) for choose in (min, max))
+    whole = "them" if len(comparable) == len(alike) else "those with its model and length"
     if winner.cost == cheapest.cost < dearest.cost:
-        which = "the cheapest of them was taken"
-    elif winner is not alike[0]:
-        which = "the cheapest of them that beats the baseline was taken"
-    else:
-        which = "the one with the highest mean was taken"
-        if cheapest.cost < winner.cost:
-            which += f"; {cheapest.label} costs {cheapest.cost / winner.cost:.0%} of it"
-    return f"The first {count} cannot be told apart; {which}."
+        return f"the cheapest of {whole} was taken"
+    if winner is not alike[0]:
+        return f"the cheapest of {whole} that beats the baseline was taken"
+    taken = "the one with the highest mean was taken"
+    if cheapest.cost < winner.cost:
+        taken += f"; {cheapest.label} costs {cheapest.cost / winner.cost:.0%} of it"
+        taken += " but does not beat the baseline" if contest.beats(winner) > contest.beats(cheapest) else ""
+    return taken
 
 
 def _points(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import run_unit
+from finetune_sweep.verdict import Candidate
 from tests.commands import command, layout, status
 from tests.promotion.finished_sweep import here, never
 
@@ -215,6 +216,9 @@ def test_a_setting_without_effect_cannot_be_told_apart(write_sweep: WriteSweep, 
 
         runs = journal.record.runs()
         best = [journal.record.best_run(group) for group in runs.values()]
+        assert [run.score for run in best if run is not None] == [
+            max(run.score or 0.0 for run in group) for group in runs.values()
+        ]
         assert decided.winner in {run.key for run in best if run is not None}
         assert journal.record.promotable(1)[1:] == best
         journal.append(decided)
@@ -222,6 +226,30 @@ def test_a_setting_without_effect_cannot_be_told_apart(write_sweep: WriteSweep, 
 
         check_promotion(plan, journal, decided)
         check_what_is_missing(plan, journal)
+
+
+def test_the_cheapest_is_taken_where_the_file_prefers_it(
+    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are the same but for their price: the one that is better by a hair is the dearer one."""
+    space = "{learning_rate: [1e-2], max_grad_norm: [1e6, 1e7], epochs: [2]}"
+    plan = with_selection(write_sweep, "{finalists: 2, seeds: 2}", space)
+    with raced(plan, tmp_path / "sweep.yaml") as journal:
+        dear, cheap, _ = journal.record.runs()
+
+        def priced(*arguments: object) -> Candidate:
+            made: Candidate = candidate_of(*arguments)
+            better = made.runs.scores + np.array([2e-6, -1e-6]) * (made.name == dear)
+            return replace(made, runs=replace(made.runs, scores=better), cost=1.0 + (made.name == dear))
+
+        candidate_of: Any = finalists._candidate
+        monkeypatch.setattr(finalists, "_candidate", priced)
+        for prefer, expected in (("best", dear), ("cheapest", cheap)):
+            selection = plan.sweep.selection.model_copy(update={"prefer": prefer})
+            edited = replace(plan, sweep=plan.sweep.model_copy(update={"selection": selection}))
+            decided = finalists.conclude(edited, journal.record, journal.layout)
+            assert decided is not None
+            assert decided.winner in {run.key for run in journal.record.runs()[expected]}
 
 
 def check_promotion(plan: Plan, journal: Journal, decided: Decided) -> None:
@@ -247,7 +275,8 @@ def check_promotion(plan: Plan, journal: Journal, decided: Decided) -> None:
     ):
         assert fact in text
     lock = resolved.read_beside(journal.layout.best)
-    assert (lock.key, lock.spread) == (decided.winner, results["announced"]["spread"])
+    said = results["announced"]
+    assert (lock.key, lock.mean, lock.spread) == (decided.winner, said["mean"], said["spread"])
     assert promote.promote(plan, journal, journal.layout, never) == promoted
 
 

@@ -22,6 +22,8 @@ from finetune_sweep.selection import (
 from finetune_sweep.verdict import Candidate, decide
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 REPLAYS = 200
@@ -206,15 +208,7 @@ def test_of_those_not_told_apart_the_highest_mean_is_taken_or_the_cheapest_if_as
         "between": (93, 77, 69),
     }  # of 100 rows, on three seeds
     costs = {"dear": 4.0, "cheap": 1.0, "between": 2.0}
-    named = [
-        Candidate(
-            name,
-            name,
-            runs_of_rows(np.stack([np.arange(100) < n for n in counts]).astype(np.float64)),
-            costs[name],
-        )
-        for name, counts in right.items()
-    ]
+    named = of_counts(right, costs)
     verdict = decide(named, None, "accuracy", higher_is_better=True)
     assert verdict.winner == "dear"
     assert "three cannot be told apart; the one with the highest mean was taken; cheap costs 25% of it." in (
@@ -225,30 +219,65 @@ def test_of_those_not_told_apart_the_highest_mean_is_taken_or_the_cheapest_if_as
     assert verdict.sentence.endswith("The first three cannot be told apart; the cheapest of them was taken.")
 
 
-def test_a_cheaper_one_of_another_scale_is_not_compared_by_its_cost() -> None:
-    same, base = replay(3, [0.9, 0.8], seeds=3)
-    dear = Candidate("dear", "d", runs_of_rows(same + 0.001), 3.0, "large")
-    cheap = Candidate("cheap", "c", runs_of_rows(same), 2.0, "small")
-    verdict = decide(
-        [dear, cheap],
-        Candidate("base", "b", runs_of_rows(base), 3.0),
-        "accuracy",
-        higher_is_better=True,
-        prefer="cheapest",
-    )
-    assert verdict.winner == "dear"
+def of_counts(counts: Mapping[str, tuple[int, ...]], costs: Mapping[str, float]) -> list[Candidate]:
+    """Configurations that have so many of 100 rows right, the first ones, on each seed."""
+    return [
+        Candidate(
+            name,
+            name,
+            runs_of_rows(np.stack([np.arange(100) < n for n in of]).astype(np.float64)),
+            costs[name],
+        )
+        for name, of in counts.items()
+    ]
 
 
-def test_a_baseline_that_leads_is_taken() -> None:
-    worse, base = replay(3, [0.8, 0.9], seeds=3)
+def test_costs_are_not_compared_between_scales() -> None:
+    first, second, third = replay(3, [0.9, 0.9, 0.9], seeds=3)
+    dear = Candidate("dear", "d", runs_of_rows(first), 3.0, "large")
+    less = Candidate("less", "l", runs_of_rows(second), 2.5, "large")
+    cheap = Candidate("cheap", "c", runs_of_rows(third), 1.0, "small")
+    best = max((dear, less, cheap), key=lambda c: c.runs.mean)
+    for prefer in ("best", "cheapest"):
+        verdict = decide([dear, less, cheap], None, "accuracy", higher_is_better=True, prefer=prefer)
+        assert "The first three cannot be told apart" in verdict.sentence
+        assert "cheapest of them" not in verdict.sentence
+        expected = best if prefer == "best" or best is cheap else less
+        assert verdict.winner == expected.name
+
+
+def test_the_cheapest_must_beat_the_baseline_if_the_best_does() -> None:
+    """On these rows dear is above the baseline beyond doubt, cheap is not, and the two are not told apart."""
+    counts = {"dear": (90, 84, 87), "cheap": (87, 72, 84)}
+    dear, cheap = of_counts(counts, {"dear": 3.0, "cheap": 1.0})
+    (base,) = of_counts({"base": (70, 66, 68)}, {"base": 3.0})
+    alone = decide([dear, cheap], None, "accuracy", higher_is_better=True, prefer="cheapest")
+    assert alone.winner == "cheap"
+    verdict = decide([dear, cheap], base, "accuracy", higher_is_better=True, prefer="cheapest")
+    assert (verdict.winner, verdict.beats_baseline) == ("dear", True)
+    assert verdict.sentence.endswith("cheap costs 33% of it but does not beat the baseline.")
+
+
+def test_those_that_are_not_told_apart_need_not_be_the_first_ones() -> None:
+    """The second differs from the first by the same rows on each seed, the third by many rows and seeds."""
+    steady = of_counts({"a": (90, 90, 90), "b": (80, 80, 80)}, {"a": 1.0, "b": 1.0})
+    (loose,) = of_counts({"c": (95, 55, 85)}, {"c": 1.0})
+    verdict = decide([*steady, loose], None, "accuracy", higher_is_better=True)
+    assert (verdict.winner, verdict.told_apart) == ("a", True)
+    assert "Two of the finalists cannot be told apart" in verdict.sentence
+
+
+@pytest.mark.parametrize("finalists", [1, 2])
+def test_a_baseline_that_leads_is_taken(finalists: int) -> None:
+    *worse, base = replay(3, [0.8] * finalists + [0.9], seeds=3)
     verdict = decide(
-        [Candidate("a", "a", runs_of_rows(worse), 1.0)],
-        Candidate("base", "b", runs_of_rows(base), 3.0),
-        "accuracy",
-        higher_is_better=True,
+        candidates(worse), Candidate("base", "b", runs_of_rows(base), 3.0), "accuracy", higher_is_better=True
     )
     assert (verdict.winner, verdict.beats_baseline) == ("base", False)
-    assert verdict.sentence.startswith("No configuration beats the baseline")
+    assert (
+        verdict.sentence
+        == "No configuration beats the baseline: it has the best mean accuracy, and was taken."
+    )
 
 
 def test_less_of_a_loss_is_better() -> None:

@@ -57,7 +57,7 @@ def test_only_fp32_has_to_give_the_same_on_the_same_machine(head_only: Trained, 
             reproduce(best, said.append)
         return
     reproduce(best, said.append)
-    assert "; bf16 is not exact; loss is 0.01 away, within 2 times the spread (0.02)" in said[-1]
+    assert "; bf16 is not exact; loss is 0.01 away from what was recorded, within 2 times" in said[-1]
 
 
 def test_the_same_machine_gives_the_same_to_the_last_digit(promoted: Opened) -> None:
@@ -114,11 +114,17 @@ def test_what_another_machine_gives_is_judged_by_the_spread_from_seed_to_seed(pr
     edit(best, spread=0.02)
     said: list[str] = []
     reproduce(best, said.append)
-    assert "loss is 0.01 away, within 2 times the spread (0.02)" in said[-1]
+    assert "loss is 0.01 away from what was recorded, within 2 times the spread (0.02)" in said[-1]
 
     edit(best, spread=0.001)
-    with pytest.raises(VerificationError, match=r"loss is 0.01 away, more than 2 times the spread"):
+    with pytest.raises(
+        VerificationError, match=r"loss is 0.01 away from what was recorded, more than 2 times"
+    ):
         reproduce(best, print)
+
+    edit(best, mean=recorded["loss"] + 0.001)
+    reproduce(best, said.append)
+    assert "loss is 0.001 away from the mean over fresh seeds, within 2 times the spread (0.001)" in said[-1]
 
 
 def test_the_machine_of_a_driver_is_not_taken_for_that_of_a_worker(promoted: Opened, tmp_path: Path) -> None:
@@ -129,13 +135,13 @@ def test_the_machine_of_a_driver_is_not_taken_for_that_of_a_worker(promoted: Ope
     assert worker is not None
     trial = next(trial for trial in promoted.plan.trials if trial.key == lock.key)
     elsewhere = replace(worker, host="node-7")
-    champion = resolved.Champion(trial, lock.epoch, lock.metrics, elsewhere, lock.fingerprints, 0.02)
+    champion = resolved.Champion(trial, lock.epoch, lock.metrics, elsewhere, lock.fingerprints, None, 0.02)
     resolved.write_beside(tmp_path, promoted.layout, champion)
     shutil.copy(tmp_path / resolved.NAME, best)
     edit(best, metrics={**lock.metrics, "loss": lock.metrics["loss"] + 0.01})
     said: list[str] = []
     reproduce(best, said.append)
-    assert "what trained it is not known (node-7); loss is 0.01 away, within" in said[-1]
+    assert "what trained it is not known (node-7); loss is 0.01 away from what was recorded" in said[-1]
 
 
 def test_a_folder_without_a_lock_is_refused(tmp_path: Path) -> None:
