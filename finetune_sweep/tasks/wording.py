@@ -5,7 +5,9 @@ Texts are stored as the numbers of their characters, row by row, so that they ar
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
     from finetune_sweep.tasks.arrays import Predictions
     from finetune_sweep.tasks.contract import Mode
 
-_WORD = re.compile(r"\w+")
+_OWN: Final = (
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Han, Hiragana and Katakana, which are written without spaces: each character counts as a word."""
+_MARKED: Final = range(0x300, 0x20000)
+"""Where Unicode has the marks that are written with a letter, such as the vowels of Devanagari."""
+_VARIANTS: Final = range(0xFE00, 0xFE10)
+"""Marks that choose how a sign looks, as after a digit in an emoji."""
 
 NEARNESS: Final[Mapping[str, Mode]] = {
     "rouge1": "max",
@@ -52,7 +61,9 @@ def of_rows(predictions: Predictions, metric: str) -> NDArray[np.float64]:
     """Returns what each row adds to a metric, which is their mean, shape `(rows,)`.
 
     rouge1, rouge2, rougeL: F1 over words, pairs of words, and the longest common subsequence of words (Lin 2004), in
-        lower case, without punctuation and without stemming.
+        lower case, without punctuation and without stemming. Words are letters, digits and underscores with their
+        marks; of Chinese and Japanese, each character is one. Scripts of other languages without spaces, such as
+        Thai, are not cut into words.
     exact_match: 1 where the texts are the same but for white space.
     word_error_rate, character_error_rate: Insertions, deletions and substitutions over the words, or characters, of the
         right texts of all rows (Levenshtein 1966). Words are what stands between white space: of phonemes, it is the
@@ -76,7 +87,18 @@ def of_rows(predictions: Predictions, metric: str) -> NDArray[np.float64]:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return _word().findall(text.lower())
+
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    marks = "".join(
+        chr(number)
+        for number in _MARKED
+        if unicodedata.category(chr(number)) in {"Mn", "Mc"} and number not in _VARIANTS
+    )
+    letter = rf"[^\W{_OWN}]"
+    return re.compile(rf"(?=\w)[{_OWN}][{marks}]*|{letter}(?:{letter}|[{marks}])*")
 
 
 def _rouge_n(size: int) -> Callable[[Sequence[str], Sequence[str]], float]:

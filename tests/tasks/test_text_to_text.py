@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Data
@@ -46,6 +49,27 @@ def said(*pairs: tuple[str, str]) -> Predictions:
 def test_words_in_common_are_counted_as_by_hand(metric: str, expected: tuple[float, ...]) -> None:
     """The numbers of ROUGE are those of the package rouge-score 0.1.2, too."""
     assert TASK.row_scores(said(*PAIRS), metric) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("你好世界。", "你好中国", 2 / 4),  # of 4 characters each, 2 are common
+        ("カナ and kana", "カタ and kana", 3 / 4),
+        ("नमस्ते दुनिया", "नमस्ते संसार", 1 / 2),  # of 2 words each, 1 is common; vowel signs are of their word
+        ("cafe\u0301", "cafe", 0),
+        ("5\ufe0f\u20e3 naïve_x don't", "5 naïve_x, don t!", 1),  # a keycap is its digit, as without marks
+    ],
+)
+def test_words_of_other_scripts_are_counted_as_by_hand(one: str, other: str, expected: float) -> None:
+    assert TASK.row_scores(said((one, other)), "rouge1") == pytest.approx([expected])
+
+
+@given(st.text(st.characters(max_codepoint=0x2FF) | st.sampled_from(" _'\u2019\u20ac\u2764\ufe0f")))
+def test_words_of_latin_script_are_runs_of_letters(text: str) -> None:
+    text = text.replace("İ", "")  # in lower case, it has its dot as a mark
+    other = " ".join(re.findall(r"\w+", text.lower()))
+    assert TASK.row_scores(said((text, other)), "rougeL") == pytest.approx([1.0 if other else 0.0])
 
 
 def test_errors_are_those_of_all_rows_over_the_length_of_all_right_texts() -> None:
