@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -89,12 +89,22 @@ def _list(value: object, place: Place) -> list[object] | None:
 
 def _labels(value: object, place: Place) -> tuple[str, ...] | None:
     found = _list(value, place)
-    return None if found is None else tuple(sorted({_class(entry, place) for entry in found}))
+    return None if found is None else tuple(sorted(set(_named(found, found, place))))
 
 
 def _tags(value: object, place: Place) -> tuple[str, ...] | None:
     found = _list(value, place)
-    return None if found is None else tuple(_class(entry, place) for entry in found)
+    return None if found is None else tuple(_named(found, found, place))
+
+
+def _named(entries: Sequence[object], cell: object, place: Place) -> list[str]:
+    """The classes in a cell, none of which may be missing."""
+    names = [_class(entry, place) for entry in entries]
+    if "" in names:
+        raise place.error(
+            f"class {names.index('') + 1} of {len(names)} is missing in {str(cell)[:60]}; each must have a name"
+        )
+    return names
 
 
 def _tokens(value: object, place: Place) -> tuple[str, ...]:
@@ -155,12 +165,13 @@ def _boxes(value: object, place: Place) -> tuple[Box, ...] | None:
     if found is None:
         raise place.error(f"boxes must be a list of {{label, bbox}}, got {str(value)[:60]}")
     boxes = []
-    for entry in found:
+    names = _named([entry["label"] for entry in found], value, place)
+    for entry, name in zip(found, names, strict=True):
         sides = entry["bbox"]
         if not (isinstance(sides, list) and len(sides) == len(SIDES) and all(map(is_finite, sides))):
             raise place.error(f"a bbox must be left, top, width and height in pixels, got {sides}")
         left, top, width, height = (float(side) for side in sides)
-        boxes.append(Box(_class(entry["label"], place), left, top, width, height))
+        boxes.append(Box(name, left, top, width, height))
     return tuple(boxes)
 
 

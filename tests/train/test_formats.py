@@ -90,6 +90,53 @@ def test_conllu_skips_comments_ranges_and_empty_nodes(tmp_path: Path) -> None:
     assert read(tmp_path, by_name, "token-classification").classes == ("a", "el", "ir", "mar", "sal")
 
 
+@pytest.mark.parametrize("wrong", ["x", "", "1-", "-1", "1.5.2"])
+def test_a_word_of_conllu_without_a_number_is_named(tmp_path: Path, wrong: str) -> None:
+    rest = "\t_\t_\t_\t_\t_\t_"
+    file = write(tmp_path / "a.conllu", f"# text\n1\tVamos\tir\tVERB{rest}\n{wrong}\ta\ta\tADP{rest}\n")
+    with pytest.raises(UserError, match=rf"{file}: line 3: an id must be a number such .*, got '{wrong}'"):
+        read(tmp_path, Data(source="a.conllu"), "token-classification")
+
+
+@pytest.mark.parametrize("tab", [" ", "\t"])
+@pytest.mark.parametrize(
+    "comment", ["# id 7 domain=en and more", "# id 7", "# id 7\tdomain=en", "# text = a"]
+)
+def test_a_comment_before_a_sentence_of_conll_is_skipped(tmp_path: Path, comment: str, tab: str) -> None:
+    one = "{}\nw{} NN {}\nend NN O\n\n".replace(" ", tab)
+    write(tmp_path / "a.conll", "".join(one.format(comment, row, "BO"[row % 2]) for row in range(20)))
+    data = Data(source="a.conll", split=Split(test=0))
+    found = read(tmp_path, data, "token-classification")
+    assert found.classes == ("B", "O")
+    assert {tuple(tokens[1:]) for tokens in found.splits["train"]["tokens"]} == {("end",)}
+
+
+def test_a_word_may_be_the_sign_of_a_comment(tmp_path: Path) -> None:
+    # Of the same width as other lines, with a tag that they have; within a sentence; or with a tab after it.
+    sentence = "# NN O\nw{} NN B\n# NN B-ONCE\n\n#\tNN\tB-OTHER\nw{} NN O\n\n"
+    write(tmp_path / "a.conll", "".join(sentence.format(row, row) for row in range(20)))
+    found = read(tmp_path, Data(source="a.conll", split=Split(test=0)), "token-classification")
+    assert {len(tokens) for tokens in found.splits["train"]["tokens"]} == {2, 3}
+    assert found.classes == ("B", "B-ONCE", "B-OTHER", "O")
+
+
+@pytest.mark.parametrize(
+    ("task", "good", "bad"),
+    [
+        ("token-classification", {"tokens": ["a", "b"], "tags": ["B-X", "O"]}, {"tags": ["B-X", None]}),
+        ("token-classification", {"tokens": ["a", "b"], "tags": ["B-X", "O"]}, {"tags": ["B-X", ""]}),
+        ("text-tagging", {"text": "a", "labels": ["x", "y"]}, {"labels": ["x", None]}),
+    ],
+)
+def test_a_class_that_is_missing_in_a_list_is_named(
+    tmp_path: Path, task: str, good: dict[str, object], bad: dict[str, object]
+) -> None:
+    rows = [good] * 3 + [{**good, **bad}] + [good] * 20
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"{file}: row 4: class 2 of 2 is missing in \["):
+        read(tmp_path, Data(source="a.jsonl"), task)
+
+
 def test_a_line_with_fewer_columns_is_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.conll", "a NN O\nb O\n")
     with pytest.raises(UserError, match=rf"{file}: line 2 has 2 columns, the first has 3: b O"):
