@@ -41,15 +41,16 @@ class CausalLM(Task):
     evaluation_batch = 8  # logits are as wide as the vocabulary
     columns = (
         Column("prompt", False, "what stands before the text, if anything does", changeable=False),
-        Column("text", True, "the text that is learned", target=True, changeable=False),
+        Column("text", True, "the text that is learned", target=True, changeable=False, given=True),
     )
     metrics = _METRICS
+    cut = tuple(_METRICS)
 
     def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:  # noqa: ARG002
         """Returns `input_ids` and `labels`, both ragged and equally long; `IGNORED` for the tokens of a prompt.
 
         A text ends with the token that says so, and is cut after `max_length` tokens. A prompt stands before it on
-        lines of its own; one that is too long beside its text loses its beginning.
+        lines of its own; one that is too long beside its text loses its beginning, and an empty one is none.
         """
         prompts = list(rows["prompt"]) if "prompt" in rows.column_names else None
         pairs = texts.prompted(tokenizer_of(processor), prompts, list(rows["text"]), max_length)

@@ -51,6 +51,7 @@ class Column:
         kind: What its cells are.
         target: Whether it is what the model has to say; all others are inputs, by which rows are compared when
             they are cleaned. A task has one such column.
+        given: Of the target, whether it is an input too, as a text is that the model goes on with word by word.
         changeable: Whether a text may be written otherwise while the labels stay, as augmentation and robustness
             do it; not where labels point into the text, or the text is what is to be written.
     """
@@ -61,6 +62,7 @@ class Column:
     kind: Kind = "text"
     target: bool = False
     changeable: bool = True
+    given: bool = False
 
 
 def changeable_columns(task: Task) -> tuple[str, ...]:
@@ -117,6 +119,14 @@ class Task(Protocol):
     @property
     def metrics(self) -> Mapping[str, Mode]:
         """What `score` returns, and which way is better."""
+
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """The metrics by which models that see texts to different lengths cannot be compared.
+
+        Those of right answers that are cut as well: what was cut off would not count against a model.
+        """
+        return ()
 
     def classes(self, train: Dataset) -> tuple[str, ...]:  # noqa: ARG002
         """Returns the classes of the training rows in their order: the place of a class is its index.

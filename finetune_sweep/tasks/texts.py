@@ -61,13 +61,16 @@ def prompted(
     """Returns the tokens of each prompt, and of the text after it with its end, no more than `max_length` together.
 
     A prompt stands on lines of its own, and loses its beginning where both are too long. Without prompts theirs are
-    none.
+    none, as are those of an empty prompt.
     """
     if prompts is None:
         return [([], ids) for ids in ended(tokenizer, texts, max_length)]
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     pairs: list[tuple[list[int], list[int]]] = []
     for prompt, text in zip(prompts, texts, strict=True):
+        if not prompt:
+            pairs.append(([], ended(tokenizer, [text], max_length)[0]))
+            continue
         before = tokenizer(f"{prompt}\n")["input_ids"]
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end][: max_length - 1]
         pairs.append((before[max(0, len(before) + len(ids) - max_length) :], ids))

@@ -44,7 +44,7 @@ def make_splits(
 
     report: list[str] = []
     rows, notes = _without_hidden_test(rows)
-    rows = {split: _clean(split, part, data.clean, report) for split, part in rows.items()}
+    rows = {split: _clean(split, part, data.clean, task, report) for split, part in rows.items()}
     notes += _cut_missing(rows, data.split)
     if data.clean.drop_leaked:
         rows["train"] = _without_leaked(rows, report)
@@ -70,17 +70,20 @@ def _without_hidden_test(rows: Mapping[SplitName, Rows]) -> tuple[dict[SplitName
     return seen, [f"test: the labels of the source's {len(test)} rows are hidden, they are not used"]
 
 
-def _clean(split: SplitName, rows: Rows, clean: Clean, report: list[str]) -> Rows:
+def _clean(split: SplitName, rows: Rows, clean: Clean, task: Task, report: list[str]) -> Rows:
     if clean.strip:
         columns = {
             name: [value.strip() if isinstance(value, str) else value for value in values]
             for name, values in rows.columns.items()
         }
         rows = replace(rows, columns=columns)
+    needed = [
+        column.name for column in task.columns if column.required and (column.given or not column.target)
+    ]
     kept = [
         row
-        for row, inputs in enumerate(rows.inputs)
-        if not clean.drop_empty or not any(_is_empty(value) for value in inputs)
+        for row in range(len(rows))
+        if not clean.drop_empty or not any(_is_empty(rows.columns[name][row]) for name in needed)
     ]
     _note(report, split, len(rows) - len(kept), "row", "without text dropped")
     unlabelled = [row for row in kept if rows.targets[row] in {"", None}]

@@ -49,8 +49,8 @@ class Rows:
 
     @property
     def inputs(self) -> list[tuple[Cell, ...]]:
-        """All else, row by row; where there is nothing else, as in plain text, the targets."""
-        names = [name for name in self.columns if name != self.target.name] or [self.target.name]
+        """What the model is given, row by row: all else, and the target as well where it goes on with a text."""
+        names = [name for name in self.columns if name != self.target.name or self.target.given]
         return list(zip(*(self.columns[name] for name in names), strict=True))
 
     @property

@@ -38,6 +38,14 @@ def test_a_text_is_learned_whole_and_ends_once(tmp_path: Path) -> None:
     assert len(both(found, 1)[0]) == 4
 
 
+def test_an_empty_prompt_is_none(tmp_path: Path) -> None:
+    folder = tiny_gpt2(tmp_path)
+    with_prompts = encoded(folder, {"prompt": ["", "a"], "text": ["b c", "c"]})
+    without = encoded(folder, {"text": ["b c", "c"]})
+    for name in ("input_ids", "labels"):
+        assert list(with_prompts.columns[name][0]) == list(without.columns[name][0])
+
+
 def test_a_prompt_is_given_and_not_learned_and_loses_its_beginning(tmp_path: Path) -> None:
     folder = tiny_gpt2(tmp_path)
     rows = {"prompt": ["a", "a a a a a b"], "text": ["b c", "c"]}

@@ -7,6 +7,8 @@ import pytest
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Clean, Data, Limit, Split
+from finetune_sweep.tasks import TASKS
+from finetune_sweep.train.data import prepare
 from tests.train.sources import Example, examples, prepared, sizes, three_files, write_jsonl
 
 
@@ -117,6 +119,40 @@ def test_empty_texts_stay_if_told(tmp_path: Path) -> None:
     data = three_files(tmp_path, train=rows, validation=examples(5, 50), test=examples(5, 60))
     kept = prepared(tmp_path, data.model_copy(update={"clean": Clean(drop_empty=False)}))
     assert kept.splits["train"][-1] == {"text": "", "label": "pos"}
+
+
+@pytest.mark.parametrize("prompts", [1, 20])
+def test_texts_after_the_same_prompt_are_no_leak(tmp_path: Path, prompts: int) -> None:
+    rows: list[Example] = [
+        {"prompt": f"Write about {row % prompts}.", "text": f"poem {row}"} for row in range(200)
+    ]
+    leaked: Example = {"prompt": "Write about 0.", "text": "poem 0"}
+    data = three_files(
+        tmp_path, train=rows, validation=[leaked, {"prompt": "a", "text": "b"}], test=rows[1:3]
+    )
+    found = prepare(data, TASKS["causal-lm"], tmp_path, tmp_path / "cache")
+    assert found.splits["train"]["text"][:] == [f"poem {row}" for row in range(3, 200)]
+    assert found.report == ("train: 3 rows dropped, the text stands in validation or test",)
+
+
+@pytest.mark.parametrize(
+    ("task", "optional", "target"),
+    [("causal-lm", "prompt", {}), ("text-classification", "text_pair", {"label": "pos"})],
+)
+def test_an_optional_text_may_be_empty(
+    tmp_path: Path, task: str, optional: str, target: dict[str, str]
+) -> None:
+    rows: list[Example] = [
+        {optional: f"given {row}" if row % 2 else " ", "text": f"text {row}", **target} for row in range(10)
+    ]
+    rows += [{"text": "none", **target}, {optional: "given", "text": "", **target}]
+    if target:
+        rows[0]["label"] = "neg"
+    held_out = [{**row, "text": f"other {row['text']}"} for row in rows[:4]]
+    data = three_files(tmp_path, train=rows, validation=held_out[:2], test=held_out[2:])
+    found = prepare(data, TASKS[task], tmp_path, tmp_path / "cache")
+    assert found.splits["train"]["text"][:] == [*(f"text {row}" for row in range(10)), "none"]
+    assert found.report == ("train: 1 row without text dropped",)
 
 
 # ---------------------------------------------------------------------------------------- splits, limits
