@@ -55,7 +55,9 @@ The metrics are those of the validation rows after each epoch, and of the traini
   where its logit is above 0. `average_precision` is the mean over the classes.
 - **Words** (`token-classification`). `tokens` and `tags` are lists, equally long, or columns of a
   [CoNLL file](data.md). Tags are plain, or have the form of IOB, IOE, IOBES or BILOU. Of a word that the tokenizer
-  cuts up, the first part has the tag; the others count neither in training nor in the metrics. `f1`, `precision` and
+  cuts up, the first part has the tag; the others count neither in training nor in the metrics. The words are read as
+  one text, with a space between them, as a pipeline is given it. Words of which the model read nothing, behind
+  `data.max_length` or dropped by the tokenizer, count as tagged `O`, and not in the loss. `f1`, `precision` and
   `recall` are over whole entities: both ends and the class must be right. Of plain tags, neighbours with one tag are
   one entity, and `O` is none. `accuracy` is over words. The loss of a row is the mean over its words.
 - **Two texts** (`text-classification`, `text-tagging`, `text-regression`). With a column for `text_pair` the model is
@@ -65,15 +67,18 @@ The metrics are those of the validation rows after each epoch, and of the traini
 - **From text to text** (`text-to-text`). After each epoch the model writes an answer to every validation row: the
   likeliest token each time, until it ends, or until it is twice as long as the longest right text of the split, and no
   longer than `data.max_length`, after which the right texts are cut as well. Both are compared as the tokenizer reads
-  them back. `rouge1`, `rouge2` and `rougeL` are F1 over words in lower case, without stemming; `word_error_rate` is the
-  edits over the right words of all rows, and where words are phonemes, the phoneme error rate. Of training rows, for
-  which nothing is written, there is the loss alone.
+  them back. `rouge1`, `rouge2` and `rougeL` are F1 over words in lower case, without stemming; of Chinese and Japanese
+  each character is a word, and what stands between spaces is one in other scripts without them, such as Thai.
+  `word_error_rate` is the edits over the right words of all rows, where words always are what stands between spaces;
+  where they are phonemes, it is the phoneme error rate. Of training rows, for which nothing is written, there is the
+  loss alone.
 - **About pictures** (`image-captioning`). The models are pairs of one that reads pictures and one that writes texts
   (`vision-encoder-decoder`), in a folder with a tokenizer and an image processor. Metrics and writing are those of
   `text-to-text`; `data.max_length` is that of the texts. Where a picture has several texts, each in a row of its own,
   `split: {{group_by: ...}}` with the column that names it keeps them in one split.
 - **What comes next** (`causal-lm`). A text is learned whole, and with it where it ends. With a column for `prompt`,
-  that stands before the text on lines of its own, is given and not learned; too long a prompt loses its beginning.
+  that stands before the text on lines of its own, is given and not learned; too long a prompt loses its beginning, and
+  an empty one is none. Rows are compared by prompt and text together when they are cleaned.
   `perplexity` is over all tokens of the split, `loss` the mean over its rows. A model that sees what comes next, as
   BERT does, is refused.
 - **Pictures** are resized and cropped once, by the image processor of the model, and kept as bytes in the cache; all of

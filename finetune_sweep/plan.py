@@ -156,7 +156,24 @@ def check_words(sweep: Sweep) -> list[Problem]:
         if name not in known and name != sweep.data.split.group_by:
             hint = nearest(name, known) or f" ({sweep.task} has: {', '.join(known)})"
             problems.append(Problem(f"is no column of {sweep.task}, got {name!r}{hint}", "data.columns"))
-    return [*problems, *_change_problems(sweep)]
+    return [*problems, *_change_problems(sweep), *_cut_problems(sweep)]
+
+
+def _cut_problems(sweep: Sweep) -> list[Problem]:
+    """Lengths of texts that are searched by a metric of what they cut off."""
+    from finetune_sweep.tasks import TASKS
+    from finetune_sweep.tasks.contract import ROBUST
+
+    task, name = TASKS[sweep.task], sweep.metric.name
+    if not _searched(sweep.space, "data.max_length") or name.removeprefix(ROBUST) not in task.cut:
+        return []
+    others = ", ".join(metric for metric in task.metrics if metric not in task.cut)
+    remedy = f"compare by one of {others}, or set" if others else "set"
+    message = (
+        f"trials of different lengths have different right answers in {sweep.task}, whose {name} cannot be"
+        f" compared: {remedy} one length as data.max_length"
+    )
+    return [Problem(message, "space.data.max_length")]
 
 
 def _change_problems(sweep: Sweep) -> list[Problem]:

@@ -79,6 +79,29 @@ def test_a_searched_augmentation_is_refused_where_it_stands(setting: str, write_
         load_sweep(file, sets, plan.check_words)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_lengths_are_searched_only_by_what_they_do_not_cut(task: str, write_sweep: WriteSweep) -> None:
+    columns = {column.name: "x" for column in TASKS[task].columns}
+    file = write_sweep(space="{data.max_length: [4, 8]}")
+    refused = []
+    for metric in TASKS[task].metrics:
+        try:
+            load_sweep(
+                file,
+                (f"task={task}", f"data.columns={json.dumps(columns)}", f"metric={metric}"),
+                plan.check_words,
+            )
+        except UserError as error:
+            (problem,) = error.problems
+            assert "sweep.yaml:5: space.data.max_length: trials of different lengths" in str(problem)
+            refused.append(metric)
+    writes = task in {"text-to-text", "image-captioning", "causal-lm"}
+    assert refused == (
+        list(TASKS[task].metrics) if writes else ["loss"] if task == "token-classification" else []
+    )
+    load_sweep(file, (f"task={task}", "data.columns={}", "metric=loss", "space=null"), plan.check_words)
+
+
 def test_a_model_is_not_fetched_for_a_file_with_a_wrong_word(write_sweep: WriteSweep) -> None:
     file = write_sweep(model="hub:nobody/nothing")
     with pytest.raises(UserError) as raised:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 _TAG: Final = re.compile(r"(?P<form>[BIOESLU])-(?P<label>.+)")
-_OUTSIDE: Final = "O"
+OUTSIDE: Final = "O"
+"""The tag of a word that is of no entity."""
 _BEGINS, _ENDS = frozenset("BSU"), frozenset("ESLU")
 
 
@@ -29,7 +30,7 @@ def spans(tags: Sequence[str]) -> list[Span]:
     before, is_open = "", False
     for place, tag in enumerate(tags):
         match = _TAG.fullmatch(tag)
-        form, label = (match["form"], match["label"]) if match else ("I", "" if tag == _OUTSIDE else tag)
+        form, label = (match["form"], match["label"]) if match else ("I", "" if tag == OUTSIDE else tag)
         if label and is_open and label == before and form not in _BEGINS:
             found[-1] = found[-1]._replace(end=place)
         elif label:

@@ -43,6 +43,7 @@ class Writing(Task):
 
     packs = False
     metrics = _METRICS
+    cut = tuple(_METRICS)
 
     def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
         """Loads the model; only the layer that makes words of states may be new.
