@@ -99,7 +99,7 @@ def test_lengths_are_searched_only_by_what_they_do_not_cut(task: str, write_swee
     assert refused == (
         list(TASKS[task].metrics) if writes else ["loss"] if task == "token-classification" else []
     )
-    load_sweep(file, (f"task={task}", "data.columns={}", "metric=loss", "space=null"), plan.check_words)
+    load_sweep(write_sweep(), (f"task={task}", "data.columns={}", "metric=loss"), plan.check_words)
 
 
 def test_a_model_is_not_fetched_for_a_file_with_a_wrong_word(write_sweep: WriteSweep) -> None:

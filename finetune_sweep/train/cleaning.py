@@ -77,14 +77,8 @@ def _clean(split: SplitName, rows: Rows, clean: Clean, task: Task, report: list[
             for name, values in rows.columns.items()
         }
         rows = replace(rows, columns=columns)
-    needed = [
-        column.name for column in task.columns if column.required and (column.given or not column.target)
-    ]
-    kept = [
-        row
-        for row in range(len(rows))
-        if not clean.drop_empty or not any(_is_empty(rows.columns[name][row]) for name in needed)
-    ]
+    empty = _without_text(rows, task) if clean.drop_empty else set()
+    kept = [row for row in range(len(rows)) if row not in empty]
     _note(report, split, len(rows) - len(kept), "row", "without text dropped")
     unlabelled = [row for row in kept if rows.targets[row] in {"", None}]
     if unlabelled:
@@ -104,6 +98,16 @@ def _clean(split: SplitName, rows: Rows, clean: Clean, task: Task, report: list[
     conflicting = sum(1 for count in of_text.values() if count > 1)
     _note(report, split, conflicting, "text", "with more than one label kept")
     return rows
+
+
+def _without_text(rows: Rows, task: Task) -> set[int]:
+    """The rows that lack an input which they cannot do without, or all inputs."""
+    needed = [column.name for column in task.columns if column.required and not column.target]
+    return {
+        row
+        for row, inputs in enumerate(rows.inputs)
+        if any(_is_empty(rows.columns[name][row]) for name in needed) or all(map(_is_empty, inputs))
+    }
 
 
 def _is_empty(value: Cell) -> bool:

@@ -145,7 +145,7 @@ def test_an_optional_text_may_be_empty(
     rows: list[Example] = [
         {optional: f"given {row}" if row % 2 else " ", "text": f"text {row}", **target} for row in range(10)
     ]
-    rows += [{"text": "none", **target}, {optional: "given", "text": "", **target}]
+    rows += [{"text": "none", **target}, {optional: "given" if target else "", "text": "", **target}]
     if target:
         rows[0]["label"] = "neg"
     held_out = [{**row, "text": f"other {row['text']}"} for row in rows[:4]]
