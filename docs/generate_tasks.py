@@ -86,8 +86,9 @@ The metrics are those of the validation rows after each epoch, and of the traini
 - **Boxes** (`object-detection`) are COCO json or a column; see [data](data.md). The models are YOLOS, which say a
   fixed number of boxes for each picture, each with a class or none. The loss of a row is that of DETR: right boxes are
   matched with said ones, then the cross-entropy of the classes, the distance of the sides and the overlap are added.
-  The metrics are those of COCO's own evaluation, with at most 100 boxes a picture: `map` is average precision, the
-  mean over classes and over overlaps of 0.5 to 0.95; `map50` and `map75` are at one overlap. Of training rows there is
+  The metrics are those of COCO's own evaluation, with at most 100 boxes of a class in a picture: `map` is average
+  precision, the mean over classes and over overlaps of 0.5 to 0.95; `map50` and `map75` are at one overlap. Crowds are
+  not learned, and what is found in them is neither right nor wrong. Of training rows there is
   the loss alone. Pictures may be of different sizes: in training, smaller ones of a batch are padded; evaluation takes
   one at a time.
 

@@ -33,22 +33,22 @@ def labels(
     classes: Sequence[NDArray[np.int64]],
     sizes: Sequence[tuple[int, int]],
 ) -> NDArray[np.float32]:
-    """Returns the right boxes of pictures, shape `(rows, most, 5)`: class, centre, width and height.
+    """Returns the boxes of pictures, shape `(rows, most, 6)`: class, centre, width, height, and 1 for a crowd, else 0.
 
-    All but the class are relative to the picture, and what reaches beyond it is cut off; `IGNORED` after the last one.
+    Sides are relative to the picture, and what reaches beyond it is cut off; `IGNORED` after the last one.
 
     Args:
         found: Of each picture, boxes as `Box` names their sides, in pixels.
         classes: Of each picture, the place of each box's class among the classes.
         sizes: Of each picture, width and height.
     """
-    filled = np.full((len(found), max(map(len, found)), 5), IGNORED, dtype=np.float32)
+    filled = np.full((len(found), max(map(len, found)), 6), IGNORED, dtype=np.float32)
     for row, (boxes, of_row, whole) in enumerate(zip(found, classes, sizes, strict=True)):
         for place, (box, label) in enumerate(zip(boxes, of_row, strict=True)):
             start = np.array([box["left"], box["top"]])
             ends = np.stack([start, start + np.array([box["width"], box["height"]])]) / whole
             first, last = ends.clip(0.0, 1.0)
-            filled[row, place] = [label, *(first + last) / 2, *(last - first)]
+            filled[row, place] = [label, *(first + last) / 2, *(last - first), bool(box.get("crowd"))]
     return filled
 
 
@@ -65,7 +65,8 @@ def set_losses(
     Args:
         logits: Shape `(batch, said, classes + 1)`, the last one for no box.
         boxes: Shape `(batch, said, 4)`: centre, width and height.
-        labels: Shape `(batch, most, 5)`: the class and the same; `IGNORED` after the last box of a picture.
+        labels: Shape `(batch, most, 6)`: the class, the same, and 0; 1 for a crowd, which has no part in this;
+            `IGNORED` after the last box of a picture.
         label_smoothing: The part of the target that is spread evenly over the classes and no box.
     """
     import torch
@@ -83,13 +84,13 @@ def set_losses(
     entropy = functional.cross_entropy(
         logits.transpose(1, 2), classes, reduction="none", label_smoothing=label_smoothing
     )
-    pairs = boxes[row, said], right[:, 1:]
+    pairs = boxes[row, said], right[:, 1:5]
     both = [corners(side) for side in pairs]
     overlap = detr.generalized_box_iou(*both).diagonal()  # type: ignore[no-untyped-call]  # transformers'
     distance = (pairs[0] - pairs[1]).abs().sum(dim=1)
     of_boxes = logits.new_zeros(len(logits))
     of_boxes = of_boxes.index_add(0, row, _OF_DISTANCE * distance + _OF_OVERLAP * (1 - overlap))
-    count = (labels[..., 0] != IGNORED).sum(dim=1).clamp(min=1)
+    count = (labels[..., 5] == 0).sum(dim=1).clamp(min=1)
     return (entropy * weights).sum(dim=1) / weights.sum(dim=1) + of_boxes / count
 
 
@@ -100,8 +101,8 @@ def _matched(
     import torch
     from transformers.loss import loss_for_object_detection as detr
 
-    present = [of_row[of_row[:, 0] != IGNORED] for of_row in labels]
-    targets = [{"class_labels": of_row[:, 0].long(), "boxes": of_row[:, 1:]} for of_row in present]
+    present = [of_row[of_row[:, 5] == 0] for of_row in labels]
+    targets = [{"class_labels": of_row[:, 0].long(), "boxes": of_row[:, 1:5]} for of_row in present]
     matcher = detr.HungarianMatcher(1.0, _OF_DISTANCE, _OF_OVERLAP)
     pairs = matcher({"logits": logits.detach(), "pred_boxes": boxes.detach()}, targets)
     row = torch.cat([torch.full_like(said, place) for place, (said, _) in enumerate(pairs)])
@@ -133,11 +134,14 @@ def as_said(logits: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
 
 
 def as_right(labels: torch.Tensor) -> torch.Tensor:
-    """Returns what is right as `score` takes it, shape `(batch, most, 6)`; `labels` are as in `set_losses`."""
+    """Returns what is right as `score` takes it, shape `(batch, most, 6)`; `labels` are as in `set_losses`.
+
+    The score of a right box is 1, that of a crowd 0.
+    """
     import torch
 
     known = labels[..., :1] != IGNORED
-    right = torch.cat([labels[..., :1], torch.ones_like(known), corners(labels[..., 1:])], dim=-1)
+    right = torch.cat([labels[..., :1], 1 - labels[..., 5:], corners(labels[..., 1:5])], dim=-1)
     return right.masked_fill(~known, IGNORED)
 
 
@@ -148,17 +152,20 @@ def score(predictions: Predictions, classes: int) -> dict[str, float]:
     map50, map75: At an overlap of 0.5, or 0.75, alone.
     recall: The mean, over classes and overlaps, of the part of the right boxes that are found.
 
-    At most 100 boxes of a picture count, those with the highest scores. Overlap is the intersection over the union.
+    At most 100 boxes of a class count in a picture, those with the highest scores. Overlap is the intersection over the
+    union. A box that matches no right one does not count if enough of it lies in a crowd of its class, by the same
+    threshold.
 
     Args:
         predictions: Values and labels of shape `(rows, most, 6)`: class, score, left, top, right, bottom; `IGNORED`
-            after the last box of a row.
+            after the last box of a row. A label with the score 0 is a crowd.
         classes: How many there are.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
     right, said = (_annotations(np.asarray(part)) for part in (predictions.labels, predictions.values))
-    if not right:
+    right = [box | {"iscrowd": int(box["score"] == 0)} for box in right]
+    if all(box["iscrowd"] for box in right):
         return dict.fromkeys(FOUND, 0.0)
     frame = {
         "images": [{"id": row, "width": 1, "height": 1} for row in range(1, len(predictions) + 1)],

@@ -31,13 +31,18 @@ picture, as the bytes of its file; the boxes in a picture."""
 
 
 class Box(NamedTuple):
-    """What is where in a picture: in pixels, from the upper left corner."""
+    """What is where in a picture: in pixels, from the upper left corner.
+
+    A crowd is a region with too many of a class to draw a box around each: it is not learned, and what is found in it
+    is neither right nor wrong.
+    """
 
     label: str
     left: float
     top: float
     width: float
     height: float
+    crowd: bool = False
 
 
 @dataclass(frozen=True)

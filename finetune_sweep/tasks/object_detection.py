@@ -57,22 +57,26 @@ class ObjectDetection(Task):
     metrics = _METRICS
 
     def classes(self, train: Dataset) -> tuple[str, ...]:
-        """Returns the labels of the training boxes, sorted; in numeric order if all are whole numbers.
+        """Returns the labels of the training boxes that are no crowds, sorted; whole numbers in their order.
 
         Raises:
             UserError: There is no box.
         """
-        return answers.ordered((box["label"] for of_row in train["boxes"] for box in of_row), fewest=1)
+        every = (box for of_row in train["boxes"] for box in of_row)
+        return answers.ordered((box["label"] for box in every if not box.get("crowd")), fewest=1)
 
     def encode(self, rows: Dataset, processor: Processor, classes: Sequence[str], max_length: int) -> Encoded:  # noqa: ARG002
         """Returns what `collate` makes batches of; `max_length` has no effect.
 
-        Pictures as in `pictures.ragged`, `labels` as in `boxes.labels`.
+        Pictures as in `pictures.ragged`, `labels` as in `boxes.labels`, without crowds of a class that is not among
+        the classes.
 
         Raises:
             UserError: A box has a label that is not among the classes, or the processor makes other values than bytes.
         """
-        found = list(rows["boxes"])
+        found = [
+            [box for box in of if not box.get("crowd") or box["label"] in classes] for of in rows["boxes"]
+        ]
         names = [
             answers.indices([box["label"] for box in of], classes, row) for row, of in enumerate(found, 1)
         ]
@@ -89,9 +93,9 @@ class ObjectDetection(Task):
         import torch
 
         values, part = pictures.padded(encoded, rows)
-        label, sides = texts.taken(encoded, "labels", rows).split([1, 4], dim=-1)
+        label, sides, crowd = texts.taken(encoded, "labels", rows).split([1, 4, 1], dim=-1)
         sides = sides.where(label == IGNORED, sides * part[:, None])
-        return {"pixel_values": values, "labels": torch.cat([label, sides], dim=-1)}
+        return {"pixel_values": values, "labels": torch.cat([label, sides, crowd], dim=-1)}
 
     def build_model(self, folder: Path, classes: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
         """Loads the model with one logit a class and one for no box; a head of another size is replaced.

@@ -304,7 +304,10 @@ CASES: Mapping[str, Case] = {
         tiny_yolos,
         Dataset.from_dict({"image": [of[0] for of in _SCENES], "boxes": [of[1] for of in _SCENES]}),
         Dataset.from_dict(
-            {"image": [picture(0)], "boxes": [[dict(zip(Box._fields, ("never", 0, 0, 1, 1), strict=True))]]}
+            {
+                "image": [picture(0)],
+                "boxes": [[dict(zip(Box._fields, ("never", 0, 0, 1, 1, False), strict=True))]],
+            }
         ),
     ),
 }

@@ -74,12 +74,20 @@ def test_average_precision_is_that_of_pycocotools() -> None:
         [*((*box[:1], rng.random(), *np.add(box[2:], rng.normal(0, 0.03, 4))) for box in of), _drawn(rng)]
         for of in right
     ]
+    for _ in range(8):  # crowds, and three boxes found in each
+        row, crowd = rng.integers(30), _drawn(rng)
+        right[row].append((crowd[0], 0.0, *crowd[2:]))
+        said[row] += [
+            (crowd[0], 0.8 + 0.01 * of, *np.add(crowd[2:], rng.normal(0, 0.03, 4))) for of in range(3)
+        ]
     made = predictions(said, right)
     frame = {"images": [{"id": row} for row in range(1, 31)], "categories": [{"id": 0}, {"id": 1}, {"id": 2}]}
     with contextlib.redirect_stdout(io.StringIO()):
         both = [COCO(), COCO()]
         for entry, part in zip(both, (made.labels, made.values), strict=True):
             entry.dataset = {**frame, "annotations": boxes._annotations(np.asarray(part))}
+            for box in entry.dataset["annotations"]:
+                box["iscrowd"] = int(box["score"] == 0)
             entry.createIndex()
         evaluation = library.COCOeval(*both, "bbox")
         evaluation.evaluate()
@@ -97,6 +105,29 @@ def _drawn(rng: np.random.Generator) -> tuple[float, ...]:
     return (float(rng.integers(3)), rng.random(), left, top, left + width, top + height)
 
 
+def test_what_is_found_in_a_crowd_does_not_count() -> None:
+    right = [[(0, 1, 0.0, 0.0, 0.2, 0.2), (0, 0, 0.5, 0.5, 1.0, 1.0)]]
+    in_crowd = [(0, 0.9, 0.6, 0.6, 0.7, 0.7), (0, 0.8, 0.75, 0.6, 0.85, 0.7)]
+    said = [[*in_crowd, (0, 0.5, 0.0, 0.0, 0.2, 0.2)]]
+    assert boxes.score(predictions(said, right), 1)["map"] == pytest.approx(1)
+    alone = boxes.score(predictions(said, [right[0][1:]]), 1)
+    assert alone == dict.fromkeys(boxes.FOUND, 0.0)
+
+
+def test_a_crowd_is_not_learned(tmp_path: Path) -> None:
+    sides = {"top": 1, "width": 4, "height": 4}
+    found = [{"label": "a", "left": 1, **sides, "crowd": False}]
+    crowds = [{"label": name, "left": 8, **sides, "crowd": True} for name in ("a", "never seen")]
+    rows = Dataset.from_dict({"image": [picture(255, (16, 16))] * 2, "boxes": [found, found + crowds]})
+    assert TASK.classes(rows) == ("a",)
+    encoded = TASK.encode(rows, load_processor(tiny_yolos(tmp_path), TASK), ("a",), 16)
+    batch = TASK.collate(encoded, np.array([0, 1]), 0)
+    assert batch["labels"][:, 1, 5].tolist() == [IGNORED, 1]
+    logits, sides_said = torch.zeros((2, 3, 2)), torch.full((2, 3, 4), 0.5)
+    alone, with_crowd = boxes.set_losses(logits, sides_said, batch["labels"])
+    assert alone == with_crowd
+
+
 def test_rows_without_a_right_box_score_nothing() -> None:
     assert boxes.score(predictions([[(0, 1, 0, 0, 1, 1)]], [[]]), 1) == dict.fromkeys(boxes.FOUND, 0.0)
 
@@ -112,7 +143,7 @@ def test_the_loss_of_a_picture_is_the_models_own(tmp_path: Path) -> None:
         right = right[right[:, 0] != IGNORED]
         own = model(
             pixel_values=batch["pixel_values"],
-            labels=[{"class_labels": right[:, 0].long(), "boxes": right[:, 1:]}],
+            labels=[{"class_labels": right[:, 0].long(), "boxes": right[:, 1:5]}],
         )
         assert TASK.losses(own, batch).item() == pytest.approx(own.loss.item(), rel=1e-5)
 
@@ -127,14 +158,14 @@ def test_smaller_pictures_are_padded_and_their_boxes_stay_where_they_are(tmp_pat
     assert (alone["pixel_values"].shape, both["pixel_values"].shape) == ((1, 3, 16, 16), (2, 3, 16, 32))
     assert torch.equal(both["pixel_values"][0, :, :, :16], alone["pixel_values"][0])
     assert not both["pixel_values"][0, :, :, 16:].any()
-    assert alone["labels"].tolist() == [[[0, 0.5, 0.5, 1, 1]]]
-    assert both["labels"].tolist() == [[[0, 0.25, 0.5, 0.5, 1]], [[IGNORED] * 5]]
+    assert alone["labels"].tolist() == [[[0, 0.5, 0.5, 1, 1, 0]]]
+    assert both["labels"].tolist() == [[[0, 0.25, 0.5, 0.5, 1, 0]], [[IGNORED] * 6]]
 
 
 def test_a_box_ends_where_its_picture_does() -> None:
     box = {"left": -0.5, "top": 4.0, "width": 10.0, "height": 5.0}
     found = boxes.labels([[box]], [np.array([3])], [(8, 8)])
-    assert found.tolist() == [[[3, 0.5, 0.75, 1, 0.5]]]
+    assert found.tolist() == [[[3, 0.5, 0.75, 1, 0.5, 0]]]
 
 
 def test_pixels_are_those_of_the_models_own_processor(tmp_path: Path) -> None:
@@ -192,7 +223,7 @@ def test_eight_scenes_are_learned_by_heart(tmp_path: Path) -> None:
 def test_predictions_that_are_not_numbers_are_divergence() -> None:
     logits, sides = torch.zeros((2, 3, 2)), torch.full((2, 3, 4), 0.5)
     sides[0, 0] = torch.nan
-    labels = torch.tensor([[[0.0, 0.5, 0.5, 0.1, 0.1]]] * 2)
+    labels = torch.tensor([[[0.0, 0.5, 0.5, 0.1, 0.1, 0.0]]] * 2)
     assert boxes.set_losses(logits, sides, labels).isnan().all()
     made = predictions([[(0, 1, 0, 0, 1, 1)]], [[(0, 1, 0, 0, 1, 1)]])
     broken = replace(made, values=np.full_like(made.values, np.nan))
