@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -83,8 +85,37 @@ def read_table(files: Sequence[Path], scratch: Path) -> Dataset:
                 reader, data_files=paths, split="train", cache_dir=tempfile.mkdtemp(dir=scratch), **options
             )
     except (OSError, ValueError, TypeError, KeyError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{files[0]}: cannot be read as {reader}: {first_line(error)}") from error
+        broken = next(filter(None, map(_broken_line, files)), None) if reader == "json" else None
+        raise UserError(broken or f"{files[0]}: cannot be read as {reader}: {first_line(error)}") from error
     return table.remove_columns(nameless)  # such as the index that pandas writes before the columns
+
+
+def _broken_line(file: Path) -> str | None:
+    """Says what line of a json file, of one array or an object a line, is wrong; None if it is something else."""
+    try:
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError:
+        return None
+    try:
+        json.loads(content)
+    except ValueError as error:
+        if content.lstrip().startswith(b"["):
+            return f"{file}: cannot be read as json: {error}"  # with the line
+    else:
+        return None
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            found = json.loads(line) if line.strip() else {}
+        except ValueError as error:
+            shown = line.strip().decode(errors="replace")[:60]
+            return f"{file}: line {number}: cannot be read as json: {_reason(error)}: {shown}"
+        if not isinstance(found, dict):
+            return f"{file}: line {number}: must be an object of columns and values, got {str(found)[:60]}"
+    return None
+
+
+def _reason(error: ValueError) -> str:
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _csv_header(files: Sequence[Path]) -> list[str]:
