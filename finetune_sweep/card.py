@@ -304,13 +304,13 @@ def _captioning(auto: str) -> str:
 From the folder that holds this one:
 
 ```python
-from PIL import Image
 from transformers import AutoImageProcessor, {auto}, AutoTokenizer
+from transformers.image_utils import load_image
 
 model = {auto}.from_pretrained("./best")
 image_processor = AutoImageProcessor.from_pretrained("./best")
 tokenizer = AutoTokenizer.from_pretrained("./best")
-given = image_processor(Image.open("picture.png").convert("RGB"), return_tensors="pt")
+given = image_processor(load_image("picture.png"), return_tensors="pt")
 written = model.generate(pixel_values=given.pixel_values)
 print(tokenizer.decode(written[0], skip_special_tokens=True))
 ```"""

@@ -58,9 +58,10 @@ def _opened(picture: str) -> Any:  # noqa: ANN401 - a picture of PIL
     from transformers.image_utils import load_image
 
     try:
-        return Image.open(io.BytesIO(base64.b64decode(picture, validate=True))).convert("RGB")
+        opened = Image.open(io.BytesIO(base64.b64decode(picture, validate=True)))
     except (ValueError, OSError):
         return load_image(picture)
+    return load_image(opened)  # which turns it as its EXIF data say
 
 
 set_model(Captioner())

@@ -46,11 +46,13 @@ class Detector(PythonModel):
 
 def _opened(picture: str) -> Any:  # noqa: ANN401 - a picture of PIL, or what the pipeline opens
     from PIL import Image
+    from transformers.image_utils import load_image
 
     try:
-        return Image.open(io.BytesIO(base64.b64decode(picture, validate=True))).convert("RGB")
+        opened = Image.open(io.BytesIO(base64.b64decode(picture, validate=True)))
     except (ValueError, OSError):
         return picture
+    return load_image(opened)  # which turns it as its EXIF data say
 
 
 set_model(Detector())

@@ -16,6 +16,7 @@ from finetune_sweep.tasks.contract import Column
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+    from PIL import Image
 
     from finetune_sweep.tasks.arrays import Encoded
     from finetune_sweep.tasks.processors import Processor
@@ -49,19 +50,30 @@ def resized(contents: Sequence[bytes], processor: Processor) -> Iterator[NDArray
             yield pixels
 
 
-def _opened(content: bytes, count: int) -> Any:  # noqa: ANN401  (a picture of PIL, which is optional to types)
-    from PIL import Image
+def _opened(content: bytes, count: int) -> Image.Image:
+    return upright(content).convert("L" if count == 1 else "RGB")
+
+
+def upright(content: bytes) -> Image.Image:
+    """Reads all of a picture, turned as its EXIF data say: so pipelines of transformers open it, and so it is shown.
+
+    Raises:
+        OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: It is damaged, or no picture.
+    """
+    from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(content)) as picture:
-        return picture.convert("L" if count == 1 else "RGB")
+        return ImageOps.exif_transpose(picture)
 
 
 def size(content: bytes) -> tuple[int, int]:
-    """Returns the width and the height of a picture, in pixels."""
-    from PIL import Image
+    """Returns the width and the height of a picture as `upright` returns it, in pixels."""
+    from PIL import ExifTags, Image
 
     with Image.open(io.BytesIO(content)) as picture:
-        return picture.size
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return picture.size  # without reading all of it
+    return upright(content).size
 
 
 def equal(contents: Sequence[bytes], processor: Processor) -> dict[str, NDArray[np.generic] | Ragged]:

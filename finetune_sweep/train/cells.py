@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from finetune_sweep.errors import UserError
+from finetune_sweep.tasks import pictures
 from finetune_sweep.tasks.contract import Box, Kind
 from finetune_sweep.train.coco import SIDES, boxes_of, is_finite
+from finetune_sweep.train.source import stored
 
 Cell = str | bytes | float | tuple[str, ...] | tuple[Box, ...] | None
 """A cell of a column of rows. Missing are "", None for what is neither text nor class, and b"" for a picture."""
@@ -129,8 +130,7 @@ def _number(value: object, place: Place) -> float | None:
 def _picture(value: object, place: Place) -> bytes:
     if value is None or value == "":
         return b""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
+    value = stored(value)
     if isinstance(value, str):
         file = place.folder / value
         try:
@@ -150,8 +150,7 @@ def _decode(content: bytes, value: object, place: Place) -> None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            picture.load()
+        pictures.upright(content)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = f" {value}" if isinstance(value, str) else ""
         # PIL's own words name the object that it was given, and its place in memory.
@@ -171,22 +170,30 @@ def _boxes(value: object, place: Place) -> tuple[Box, ...] | None:
         if not (isinstance(sides, list) and len(sides) == len(SIDES) and all(map(is_finite, sides))):
             raise place.error(f"a bbox must be left, top, width and height in pixels, got {sides}")
         left, top, width, height = (float(side) for side in sides)
-        boxes.append(Box(name, left, top, width, height))
+        boxes.append(Box(name, left, top, width, height, entry["crowd"] is True))
     return tuple(boxes)
 
 
-def check_boxes(boxes: Cell, picture: Cell, place: Place) -> None:
+def check_boxes(boxes: Cell, picture: Cell, place: Place, frame: Sequence[int] | None = None) -> None:
     """Checks that the boxes of a row lie within its picture.
 
-    Raises:
-        UserError: One has no area, or reaches outside by more than a pixel.
-    """
-    from PIL import Image
+    Args:
+        boxes: Of the row.
+        picture: Of the row; EXIF data that turn it are obeyed.
+        place: Of the row.
+        frame: The width and the height that the boxes were drawn for, where the file says so.
 
-    if not isinstance(picture, bytes) or not isinstance(boxes, tuple):
+    Raises:
+        UserError: One has no area, or reaches outside by more than a pixel, or the picture has another size.
+    """
+    if not picture or not isinstance(picture, bytes) or not isinstance(boxes, tuple):
         return
-    with Image.open(io.BytesIO(picture)) as opened:
-        width, height = opened.size
+    width, height = pictures.size(picture)
+    if boxes and frame is not None and tuple(frame) != (width, height):
+        raise place.error(
+            f"its boxes are for {frame[0]} x {frame[1]} pixels, the picture as it is shown, turned as its EXIF data"
+            f" say, has {width} x {height}: store the picture for which the boxes are right"
+        )
     for box in boxes:
         if not isinstance(box, Box):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -11,40 +12,53 @@ from typing import Final
 from finetune_sweep.errors import UserError
 
 Objects = list[dict[str, object]]
-"""Of one picture: `label` and `bbox`, which is left, top, width and height in pixels."""
+"""Of one picture: `label`, `bbox`, which is left, top, width and height in pixels, and `iscrowd`."""
 
+Frame = tuple[int, int]
+"""The width and the height of a picture, in pixels."""
 
 SIDES: Final = ("left", "top", "width", "height")
 """What the numbers of a box are."""
+LABELS: Final = ("label", "category", "class", "labels", "categories", "classes")
+"""Under which of these names the class of a box may stand, the first one that there is."""
 
 
 def is_coco(file: Path) -> bool:
-    """Whether a json file is an object with `images` and `annotations`."""
+    """Whether a json file is an object with `images`, and `annotations` or else a `file_name` for each image."""
     if file.suffix.lower() != ".json":
         return False
-    content = file.read_bytes()
-    if not content.lstrip().startswith(b"{") or b'"annotations"' not in content or b'"images"' not in content:
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if not content.lstrip().startswith(b"{") or b'"images"' not in content:
         return False
     try:
         found = json.loads(content)
     except ValueError:
         return False
-    return isinstance(found.get("images"), list) and isinstance(found.get("annotations"), list)
+    images = found.get("images")
+    if "annotations" in found or not images:
+        return isinstance(images, list) and isinstance(found.get("annotations"), list)
+    return isinstance(images, list) and all(isinstance(each, dict) and "file_name" in each for each in images)
 
 
-def read_coco(file: Path) -> dict[str, list[str] | list[Objects]]:
-    """Reads the pictures in their order; crowds (`iscrowd: 1`) are left out, as COCO's own evaluation ignores them.
+def read_coco(file: Path) -> dict[str, list[str] | list[Objects] | list[Frame | None]]:
+    """Reads the pictures in their order.
 
     A picture lies beside the file, in `images` there or one folder up, or in the folder of the split that the
     file's name names (`annotations/instances_train2017.json`, `train2017/`).
 
     Returns:
-        `image` (a path), `boxes` and `origin` (the name of the picture in the file), row by row.
+        `image` (a path), `boxes`, `origin` (the name of the picture in the file) and `frame`, row by row.
 
     Raises:
-        UserError: A picture is not there, or an annotation names no picture or category of the file, or has no box.
+        UserError: There are no annotations, a picture is not there, or an annotation names no picture or category of
+            the file, or has no box.
     """
-    content = json.loads(file.read_bytes())
+    content = json.loads(file.read_bytes())  # with or without a byte order mark
+    if "annotations" not in content:
+        raise UserError(
+            f"{file}: has pictures and no `annotations`, so there are no boxes to learn or to measure by:"
+            " leave it out, or name a file that has them"
+        )
     try:
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         pictures: dict[object, str] = {image["id"]: str(image["file_name"]) for image in content["images"]}
@@ -57,15 +71,25 @@ def read_coco(file: Path) -> dict[str, list[str] | list[Objects]]:
                     f"{file}: annotation {number}: its image_id {picture} or its category_id {category}"
                     " is none of the file's"
                 )
-            if not annotation.get("iscrowd"):
-                boxes[picture].append({"label": names[category], "bbox": annotation["bbox"]})
+            box = {name: annotation.get(name, 0) for name in ("bbox", "iscrowd")}
+            boxes[picture].append({"label": names[category], **box})
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: is no COCO file: an entry has no {error}") from error
     return {
         "image": [str(_picture(file, name)) for name in pictures.values()],
         "boxes": [boxes[picture] for picture in pictures],
         "origin": list(pictures.values()),
+        "frame": list({image["id"]: _frame(image) for image in content["images"]}.values()),
     }
+
+
+def _frame(image: Mapping[str, object]) -> Frame | None:
+    """The width and the height of a picture, if the file has both."""
+    match image.get("width"), image.get("height"):
+        case (int(width), int(height)) if width > 0 and height > 0:
+            return width, height
+        case _:
+            return None
 
 
 def _check(annotation: object, place: str) -> None:
@@ -107,10 +131,10 @@ def boxes_of(value: object) -> list[Mapping[str, object]] | None:
 
     Args:
         value: A list of mappings, or a mapping of lists as `datasets` keeps them; the box under `bbox` or `box`,
-            the class under `label`, `category`, `class` or one of these in the plural.
+            the class under one of `LABELS`; `iscrowd` is 1 or true for a crowd.
 
     Returns:
-        Mappings of `label` and `bbox`; None if it is something else.
+        Mappings of `label`, `bbox` and `crowd`; None if it is something else.
     """
     if isinstance(value, dict):
         columns = {name: cells for name, cells in value.items() if isinstance(cells, list)}
@@ -125,9 +149,8 @@ def boxes_of(value: object) -> list[Mapping[str, object]] | None:
         if not isinstance(entry, dict):
             return None
         box = next((entry[name] for name in ("bbox", "box", "bboxes", "boxes") if name in entry), None)
-        known = ("label", "category", "class", "labels", "categories", "classes")
-        label = next((entry[name] for name in known if name in entry), None)
+        label = next((entry[name] for name in LABELS if name in entry), None)
         if box is None or label is None:
             return None
-        found.append({"label": label, "bbox": box})
+        found.append({"label": label, "bbox": box, "crowd": entry.get("iscrowd") == 1})
     return found

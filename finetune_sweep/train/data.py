@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from finetune_sweep.train.copies import Columns
     from finetune_sweep.yamlio import Value
 
-_FORMAT: Final = (
-    2  # of the copies in the cache; raised when a step of cleaning, or an encoding, becomes another
-)
+_FORMAT: Final = 2  # of the copies in the cache; raised when cleaning or an encoding becomes another
 _TOKENIZER_SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 

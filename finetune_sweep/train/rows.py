@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from finetune_sweep.errors import UserError, nearest
 from finetune_sweep.tasks.contract import Box, Column
 from finetune_sweep.train.cells import Cell, Place, cell, check_boxes
-from finetune_sweep.train.source import ORIGIN, picture_column
+from finetune_sweep.train.coco import LABELS
+from finetune_sweep.train.source import FRAME, ORIGIN, picture_column, undecoded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from finetune_sweep.spec import Data
-    from finetune_sweep.tasks.contract import Task
+    from finetune_sweep.tasks.contract import Kind, Task
     from finetune_sweep.train.source import Part, SplitName
 
 
@@ -71,7 +73,8 @@ def _classes(target: Column, value: Cell) -> tuple[str, ...]:
         return (str(value),)
     if target.kind in {"text", "number"} or not isinstance(value, tuple):
         return ()
-    return tuple(dict.fromkeys(entry.label if isinstance(entry, Box) else entry for entry in value))
+    counting = (entry for entry in value if not (isinstance(entry, Box) and entry.crowd))
+    return tuple(dict.fromkeys(entry.label if isinstance(entry, Box) else entry for entry in counting))
 
 
 def check_columns(data: Data, task: Task) -> None:
@@ -118,7 +121,8 @@ def read_rows(part: Part, split: SplitName, data: Data, task: Task, scratch: Pat
             columns[target.name] = ["" if target.kind in {"text", "class"} else None] * len(table)
         elif column.required:
             raise _no_column(part.where, table, name, f"say `columns: {{{column.name}: NAME}}`")
-    _check_pairs(part, origins, task, columns)
+    _check_tags(part, origins, task, columns)
+    _check_boxes(part, table, task, columns)
     group_by = data.split.group_by
     if group_by is None:
         return Rows(part.where, columns, target, origins)
@@ -136,52 +140,57 @@ def _origins(table: Dataset) -> list[str]:
 def _column(table: Dataset, name: str, column: Column, part: Part, origins: Sequence[str]) -> list[Cell]:
     names = _class_names(table, name)
     if column.kind == "image":
-        table = _undecoded(table, name)
+        table = undecoded(table, name)
     return [
         cell(column.kind, value, Place(part.where, origin, part.folder, names))
         for value, origin in zip(table[name], origins, strict=True)
     ]
 
 
-def _undecoded(table: Dataset, name: str) -> Dataset:
-    """Leaves pictures as the bytes of their files, where `datasets` would decode them."""
-    from datasets import Image
-
-    is_picture = isinstance(table.features[name], Image)
-    return table.cast_column(name, Image(decode=False)) if is_picture else table
+def _of_kind(task: Task, columns: Mapping[str, Sequence[Cell]], kind: Kind) -> Sequence[Cell]:
+    """The column of a kind; empty where the task or the file has none."""
+    return next((columns[c.name] for c in task.columns if c.kind == kind and c.name in columns), ())
 
 
-def _check_pairs(
+def _check_tags(
     part: Part, origins: Sequence[str], task: Task, columns: Mapping[str, Sequence[Cell]]
 ) -> None:
-    """Checks cells that have to go together: a tag for each token, boxes within their picture."""
-    by_kind = {column.kind: columns[column.name] for column in task.columns if column.name in columns}
-    nothing: Sequence[Cell] = ()
-    for tokens, tags, origin in zip(
-        by_kind.get("tokens", nothing), by_kind.get("tags", nothing), origins, strict=False
-    ):
+    """Checks that there is a tag for each token."""
+    found, said = _of_kind(task, columns, "tokens"), _of_kind(task, columns, "tags")
+    for tokens, tags, origin in zip(found, said, origins, strict=False):
         if isinstance(tokens, tuple) and isinstance(tags, tuple) and len(tokens) != len(tags):
             raise Place(part.where, origin).error(
                 f"has {len(tokens)} tokens and {len(tags)} tags: {' '.join(map(str, tokens))[:60]}"
             )
-    for picture, boxes, origin in zip(
-        by_kind.get("image", nothing), by_kind.get("boxes", nothing), origins, strict=False
-    ):
-        check_boxes(boxes, picture, Place(part.where, origin))
+
+
+def _check_boxes(part: Part, table: Dataset, task: Task, columns: Mapping[str, Sequence[Cell]]) -> None:
+    """Checks that boxes lie within their picture."""
+    pictures, found = _of_kind(task, columns, "image"), _of_kind(task, columns, "boxes")
+    frames = table[FRAME] if FRAME in table.column_names else repeat(None)
+    for picture, boxes, frame, origin in zip(pictures, found, frames, _origins(table), strict=False):
+        check_boxes(boxes, picture, Place(part.where, origin), frame)
 
 
 def _no_column(where: str, table: Dataset, name: str, remedy: str) -> UserError:
-    has = [column for column in table.column_names if column != ORIGIN]
+    has = [column for column in table.column_names if not column.startswith("\n")]
     return UserError(
         f"{where}: has no column {name!r}, it has {', '.join(has)}{nearest(name, has)}; {remedy}"
     )
 
 
+def _of_list(feature: object) -> object:
+    """What the entries of a list are; anything else as it is."""
+    return getattr(feature, "feature", feature)
+
+
 def _class_names(table: Dataset, column: str) -> dict[object, str]:
-    """Returns what integers stand for in a column that carries class names, of cells or of lists.
+    """Returns what integers stand for in a column that carries class names: of cells, of lists, or of boxes.
 
     -1 there is a missing label.
     """
-    feature = table.features[column]
-    names = getattr(getattr(feature, "feature", feature), "names", None)
+    feature = _of_list(table.features[column])
+    if isinstance(feature, dict):
+        feature = _of_list(next((feature[name] for name in LABELS if name in feature), None))
+    names = getattr(feature, "names", None)
     return {-1: "", **dict(enumerate(names))} if names else {}

@@ -43,6 +43,8 @@ _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P
 PICTURES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 ORIGIN: Final = "\norigin"
 """A column of what is read: where in its file a row stands. No column of a file has such a name."""
+FRAME: Final = "\nframe"
+"""A column of what is read: the width and the height of a picture as its file of boxes has them, perhaps None."""
 _BESIDE: Final = "file_name"
 """The column of a table beside pictures that names them, as `datasets` has it for folders of pictures."""
 
@@ -79,7 +81,7 @@ class Files:
         """The files that rows name; those that are not there are a matter of reading the rows."""
         table = self.read(scratch)
         name = picture_column(table, column)
-        cells = table[name] if name in table.column_names else []
+        cells = map(stored, undecoded(table, name)[name] if name in table.column_names else [])
         named = (self.folder / cell for cell in cells if isinstance(cell, str))
         return [file for file in named if file.is_file()]
 
@@ -95,9 +97,8 @@ class Files:
             columns = coco.read_coco(self.files[0])
         else:
             return read_table(self.files, scratch)
-        return Dataset.from_dict(
-            {ORIGIN if name == "origin" else name: cells for name, cells in columns.items()}
-        )
+        hidden = {"origin": ORIGIN, "frame": FRAME}
+        return Dataset.from_dict({hidden.get(name, name): cells for name, cells in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,19 @@ class Fetched:
 
 
 Part = Files | Fetched
-Endings = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Of what a task reads.
+
+    Args:
+        files: Of files that hold rows.
+        members: Of files in folders of classes, each a row.
+    """
+
+    files: tuple[str, ...]
+    members: frozenset[str]
 
 
 def locate(data: Data, task: Task, base: Path, cache: Path) -> dict[SplitName, Part]:
@@ -144,9 +157,10 @@ def locate(data: Data, task: Task, base: Path, cache: Path) -> dict[SplitName, P
 
 
 def _endings(task: Task) -> Endings:
-    """Of files that can be read."""
-    plain = (conll.PLAIN,) if any(column.kind == "tokens" for column in task.columns) else ()
-    return (*READERS, *conll.ENDINGS, *plain)
+    kinds = {column.kind for column in task.columns}
+    plain = (conll.PLAIN,) if "tokens" in kinds else ()
+    members = PICTURES if "image" in kinds else frozenset({".txt"})
+    return Endings((*READERS, *conll.ENDINGS, *plain), members)
 
 
 def _locate(data: Data, endings: Endings, base: Path, cache: Path) -> dict[SplitName, Part]:
@@ -174,8 +188,21 @@ def picture_column(table: Dataset, column: str) -> str:
     return _BESIDE if column not in table.column_names and _BESIDE in table.column_names else column
 
 
+def undecoded(table: Dataset, name: str) -> Dataset:
+    """Leaves pictures as the bytes or the paths of their files, where `datasets` would decode them."""
+    from datasets import Image
+
+    is_picture = isinstance(table.features[name], Image)
+    return table.cast_column(name, Image(decode=False)) if is_picture else table
+
+
+def stored(cell: object) -> object:
+    """The bytes of a picture, or else its path, of a cell as `datasets` stores it; any other cell as it is."""
+    return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+
+
 def _is_readable(file: Path, endings: Endings) -> bool:
-    return file.suffix.lower() in endings
+    return file.suffix.lower() in endings.files
 
 
 def _one_file(file: Path, endings: Endings) -> Part:
@@ -186,14 +213,14 @@ def _one_file(file: Path, endings: Endings) -> Part:
         raise UserError(f"data: {file}: no such file or folder{nearest(file.name, beside)}")
     if not _is_readable(file, endings):
         raise UserError(
-            f"data: {file}: must be one of {', '.join(endings)}, got {file.suffix or 'no ending'}"
+            f"data: {file}: must be one of {', '.join(endings.files)}, got {file.suffix or 'no ending'}"
         )
     return Files(str(file), (file,))
 
 
 def _in_folder(folder: Path, endings: Endings) -> dict[SplitName, Part]:
     """Finds splits by name, as files or as folders; else one file, or one folder a class."""
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    entries = _shown(folder)
     named: dict[SplitName, dict[str, list[Path]]] = {}
     for entry in entries:
         word = _SHARD.sub("", entry.stem if entry.is_file() else entry.name)
@@ -215,20 +242,26 @@ def _files_or_folder(paths: Sequence[Path], endings: Endings) -> Part:
     return _split_folder(paths[0], endings) if paths[0].is_dir() else Files(str(paths[0]), tuple(paths))
 
 
+def _shown(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted, without hidden files such as macOS and Jupyter leave there."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
 def _split_folder(folder: Path, endings: Endings) -> Part:
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _is_readable(file, endings)]
-    members = sorted(folder.glob("*/*"))
-    for of_class in (
-        [file for file in members if file.suffix == ".txt"],
-        [file for file in members if file.suffix.lower() in PICTURES],
-    ):
-        if of_class and not files:
-            return Files(str(folder), tuple(of_class), by_class=True)
+    entries = _shown(folder)
+    files = [file for file in entries if file.is_file() and _is_readable(file, endings)]
+    members = [file for entry in entries if entry.is_dir() for file in _shown(entry)]
+    of_class = tuple(file for file in members if file.suffix.lower() in endings.members)
+    if len({file.parent for file in of_class}) > 1:
+        files = [file for file in files if _holds_rows(file)]
+    if of_class and not files:
+        return Files(str(folder), of_class, by_class=True)
     if not files:
-        found = ", ".join(entry.name for entry in sorted(folder.iterdir())[:10]) or "nothing"
+        found = ", ".join(entry.name for entry in entries[:10]) or "nothing"
         raise UserError(
-            f"data: {folder}: needs train, validation and test as files ({', '.join(endings)})"
-            f" or folders, one such file, or one folder of .txt files or pictures a class; it holds {found}"
+            f"data: {folder}: needs train, validation and test as files ({', '.join(endings.files)})"
+            f" or folders, one such file, or one folder a class of {', '.join(sorted(endings.members))} files; it"
+            f" holds {found}"
         )
     if len({_SHARD.sub("", file.stem) + file.suffix for file in files}) > 1:
         raise UserError(
@@ -236,6 +269,17 @@ def _split_folder(folder: Path, endings: Endings) -> Part:
             " validation and test, or say `files: {train: ...}`"
         )
     return Files(str(files[0] if len(files) == 1 else folder), tuple(files))
+
+
+def _holds_rows(file: Path) -> bool:
+    """Whether a file beside folders of classes can be a table: `classes.json` with their names is none."""
+    if file.suffix.lower() != ".json":
+        return True
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        return True  # an object a line, or damaged, which reading it tells
+    return coco.is_coco(file) or (isinstance(content, list) and any(isinstance(row, dict) for row in content))
 
 
 def _fetch(reference: str, cache: Path) -> dict[SplitName, Part]:
@@ -274,7 +318,7 @@ def _read_class_folders(files: Sequence[Path]) -> Dataset:
     texts: list[str] = []
     for file in files:
         try:
-            texts.append(file.read_text(encoding="utf-8"))
+            texts.append(file.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file}: cannot be read as UTF-8 text: {error}") from error
     return Dataset.from_dict({"text": texts, "label": labels, ORIGIN: origins})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import importlib
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from PIL import ExifTags, Image
 
 from finetune_sweep import promote, registry
 from finetune_sweep.errors import TrackingError, UserError
@@ -17,6 +21,15 @@ from finetune_sweep.mlflow_uri import artifact_location, tracking_uri
 from finetune_sweep.promote import Options
 from finetune_sweep.snapshot import KEY_TAG, TAG
 from tests.promotion.finished_sweep import Opened, here, tree
+
+
+@pytest.mark.parametrize("module", ["served_captions", "served_pictures"])
+def test_a_picture_in_base64_is_turned_as_one_that_is_named(module: str) -> None:
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (20, 10)).save(content, "jpeg", exif=exif)
+    served = importlib.import_module(f"finetune_sweep.{module}")
+    assert served._opened(base64.b64encode(content.getvalue()).decode()).size == (10, 20)
 
 
 @pytest.fixture(scope="module")

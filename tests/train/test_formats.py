@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from PIL import ExifTags
 from PIL import Image as Pictures
+from transformers.image_utils import load_image
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Clean, Data, Limit, Split
-from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks import TASKS, pictures
 from finetune_sweep.train.data import Prepared, prepare
 from finetune_sweep.train.source import Fetched
 
@@ -220,6 +223,57 @@ def test_a_folder_of_pictures_a_class(tmp_path: Path, *, with_splits: bool) -> N
     assert found.splits["train"][0]["image"].startswith(b"\x89PNG")
 
 
+def test_a_folder_is_read_as_what_the_task_reads(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data")
+    write(tmp_path / "data/cat/README.txt", "pictures of cats")
+    write(tmp_path / "data/cat/._1.png", b"\0\5\x16\7")
+    write(tmp_path / "data/.ipynb_checkpoints/1-checkpoint.png", picture(1))
+    write(tmp_path / "data/classes.json", json.dumps({"0": "cat"}))
+    found = read(tmp_path, Data(source="data", split=Split(validation=0.2, test=0.2)), "image-classification")
+    assert found.classes == ("cat", "dog")
+    assert sum(len(rows) for rows in found.splits.values()) == 20
+    labelled = [{"image": f"cat/{row}.PNG", "label": "ab"[row % 3 == 0]} for row in range(1, 20, 2)]
+    write(tmp_path / "data/classes.json", json.dumps(labelled))
+    data = Data(source="data", split=Split(validation=0.2, test=0))
+    assert read(tmp_path, data, "image-classification").classes == ("a", "b")
+
+
+@pytest.mark.parametrize("bytes_too", [True, False])
+def test_an_edited_picture_is_noticed_where_datasets_stores_its_path(
+    tmp_path: Path, *, bytes_too: bool
+) -> None:
+    files = [write(tmp_path / f"p/{row}.png", picture(row)) for row in range(20)]
+    more = {"bytes": None} if bytes_too else {}
+    rows = [{"image": {"path": str(file), **more}, "label": str(row % 2)} for row, file in enumerate(files)]
+    if bytes_too:
+        features = Features({"image": Image(), "label": Value("string")})
+        Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    else:
+        write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    data = Data(source="a.parquet" if bytes_too else "a.jsonl")
+    before = read(tmp_path, data, "image-classification").fingerprint
+    for row, file in enumerate(files):
+        write(file, picture(100 + row))
+    assert read(tmp_path, data, "image-classification").fingerprint != before
+
+
+def turned(size: tuple[int, int], orientation: int) -> bytes:
+    """A picture, blue in the upper left as it is stored, that is to be turned before it is shown."""
+    whole, exif, content = Pictures.new("RGB", size, "red"), Pictures.Exif(), io.BytesIO()
+    whole.paste("blue", (0, 0, size[0] // 2, size[1] // 2))
+    exif[ExifTags.Base.Orientation] = orientation
+    whole.save(content, "png", exif=exif)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_pipelines_turn_them(tmp_path: Path, orientation: int) -> None:
+    content = turned((20, 10), orientation)
+    served = load_image(str(write(tmp_path / "a.png", content)))
+    assert pictures.size(content) == served.size == ((20, 10) if orientation < 5 else (10, 20))
+    assert pictures._opened(content, 3).tobytes() == served.tobytes()
+
+
 def test_an_edited_picture_is_another_data_set(tmp_path: Path) -> None:
     class_folders(tmp_path / "data")
     rows = [
@@ -287,6 +341,59 @@ def coco(file: Path, pictures: Path, of_second: Mapping[str, object] | None = No
     write(file, json.dumps(content))
 
 
+def test_boxes_are_those_of_the_picture_as_it_is_shown(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", tmp_path)
+    write(tmp_path / "train3.png", turned((6, 8), 6))  # shown as 8 x 6
+    content = json.loads((tmp_path / "train.json").read_bytes())
+    content["images"][3] |= {"width": 8, "height": 6}
+    write(tmp_path / "train.json", json.dumps(content))
+    assert detection(tmp_path, "train.json").classes == ("cup", "hat")
+    content["images"][3] |= {"width": 6, "height": 8}
+    write(tmp_path / "train.json", json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"train\.json: train3\.png: its boxes are for 6 x 8 pixels, .* has 8 x 6: store"
+    ):
+        detection(tmp_path, "train.json")
+
+
+def test_a_coco_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", tmp_path)
+    write(tmp_path / "train.json", codecs.BOM_UTF8 + (tmp_path / "train.json").read_bytes())
+    assert detection(tmp_path, "train.json").classes == ("cup", "hat")
+
+
+def test_a_coco_file_without_annotations_is_named(tmp_path: Path) -> None:
+    coco(tmp_path / "train.json", tmp_path)
+    content = json.loads((tmp_path / "train.json").read_bytes())
+    del content["annotations"]
+    write(tmp_path / "train.json", json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"train\.json: has pictures and no `annotations`, so there are no boxes"
+    ):
+        detection(tmp_path, "train.json")
+
+
+@pytest.mark.parametrize("as_lists", [True, False])
+def test_names_of_classes_of_boxes_are_kept(tmp_path: Path, *, as_lists: bool) -> None:
+    names = ClassLabel(names=["cup", "hat"])
+    sides = List(Value("float32"))
+    rows: list[dict[str, object]] = []
+    for row in range(20):
+        file = write(tmp_path / f"{row}.png", picture(row))
+        boxes = {"bbox": [1, 1, 2, 2], "category": row % 2}
+        both = {name: [cell] for name, cell in boxes.items()} if as_lists else [boxes]
+        rows.append({"image": str(file), "objects": both})
+    of_boxes = (
+        {"bbox": List(sides), "category": List(names)}
+        if as_lists
+        else List({"bbox": sides, "category": names})
+    )
+    features = Features({"image": Value("string"), "objects": of_boxes})
+    Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    data = Data(source="a.parquet", columns={"boxes": "objects"})
+    assert read(tmp_path, data, "object-detection").classes == ("cup", "hat")
+
+
 def detection(tmp_path: Path, source: str) -> Prepared:
     return read(tmp_path, Data(source=source), "object-detection")
 
@@ -296,9 +403,15 @@ def test_coco_files_give_boxes_in_pixels(tmp_path: Path) -> None:
     coco(tmp_path / "a" / "val.json", tmp_path / "a" / "images", {"iscrowd": 1})
     found = detection(tmp_path, "a")
     assert found.classes == ("cup", "hat")
-    box = {"label": "cup", "left": 1.0, "top": 1.0, "width": 4.0, "height": 3.0}
+    box = {"label": "cup", "left": 1.0, "top": 1.0, "width": 4.0, "height": 3.0, "crowd": False}
     assert found.splits["train"][0]["boxes"] == [box]
-    assert [len(boxes) for boxes in found.splits["validation"]["boxes"]] == [1, 0, *[1] * 17, 0]
+    of_validation = found.splits["validation"]["boxes"]
+    assert [[box["crowd"] for box in boxes] for boxes in of_validation] == [
+        [False],
+        [True],
+        *[[False]] * 17,
+        [],
+    ]
 
 
 @pytest.mark.parametrize(

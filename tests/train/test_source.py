@@ -122,6 +122,15 @@ def test_one_folder_a_class_holds_texts(tmp_path: Path) -> None:
     assert found.splits["train"][0] == {"text": "text 0", "label": "neg"}
 
 
+def test_a_text_begins_after_its_byte_order_mark(tmp_path: Path) -> None:
+    for row in range(12):
+        file = tmp_path / "data" / ("pos" if row % 2 else "neg") / f"{row:02}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"text {row}", encoding="utf-8-sig")
+    found = prepared(tmp_path, Data(source="data", split=Split(validation=0.2, test=0)))
+    assert all(text.startswith("text") for rows in found.splits.values() for text in rows["text"])
+
+
 def test_class_folders_without_splits_are_split(tmp_path: Path) -> None:
     for row in range(40):
         file = tmp_path / "data" / ("pos" if row % 2 else "neg") / f"{row}.txt"
@@ -153,6 +162,17 @@ def test_a_missing_file_is_named_with_the_nearest(tmp_path: Path) -> None:
         ("a.csv", "text,text\na,b\n", "names 'text' more than once"),
         ("a.csv", "text,label\n", "has no rows"),
         ("a.jsonl", "", "is empty"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "b"}\n\n{"text": "a\n',
+            r"a\.jsonl: line 3: .* column 10: \{\"text\": \"a$",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": "b"}\n7\n',
+            r"a\.jsonl: line 2: must be an object of columns .* got 7$",
+        ),
+        ("a.json", '[{"text": "a"},\n{"text" "b"}]', r"a\.json: cannot be read as json: .* line 2 column 9"),
         ("a.json", "[]", "has no rows|no data"),
         ("a.parquet", "PAR1", "cannot be read as parquet"),
         ("a.csv", ",text,,text\n0,a,,b\n", "names 'text' more than once"),
