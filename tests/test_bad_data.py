@@ -55,7 +55,7 @@ BAD = {
     "not json": Bad(
         {"d.jsonl": GOOD},
         "d.jsonl",
-        "d.jsonl: cannot be read as json: JSON parse error: Invalid value. in row 0",
+        "d.jsonl: line 1: cannot be read as json: Expecting value, column 1: review,verdict",
     ),
     "a row with a comma in its text": Bad(
         {"d.csv": GOOD + "a text, unquoted,a\n"},
