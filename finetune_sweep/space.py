@@ -200,6 +200,13 @@ def check_conditions(space: Space) -> list[Problem]:
     return problems
 
 
+def located(space: Space, message: str, path: str) -> Problem:
+    """Returns a problem, where its path is `space.` and a dimension with the file and the line of that."""
+    found = (d for d in space.dimensions if path == f"space.{d.name}")
+    dimension = next(found, None)
+    return Problem(message, path, dimension.file, dimension.line) if dimension else Problem(message, path)
+
+
 def describe(domain: Domain) -> str:
     """Returns a domain in words, for messages."""
     if isinstance(domain, Choice):

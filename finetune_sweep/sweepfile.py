@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from finetune_sweep.complaints import complaints, hint
 from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.layout import parse_storage
 from finetune_sweep.settings import Training
-from finetune_sweep.space import Config, Dimension, Space, check_conditions, endpoints
+from finetune_sweep.space import Config, Dimension, Space, check_conditions, endpoints, located
 from finetune_sweep.space_cells import grid_problems
 from finetune_sweep.space_parser import parse_dimension
 from finetune_sweep.spec import Sweep
@@ -98,9 +97,9 @@ def _check_storage(reading: _Reading, sweep: Sweep) -> None:
 
 def _located(reading: _Reading, space: Space, problem: Problem) -> Problem:
     """A problem that knows its path alone, with its file and line."""
-    for dimension in space.dimensions:
-        if problem.path == f"space.{dimension.name}":
-            return dataclasses.replace(problem, file=dimension.file, line=dimension.line)
+    in_space = located(space, problem.message, problem.path)
+    if in_space.file:
+        return in_space
     found = _Reading(reading.document, reading.overrides)
     found.add(tuple(problem.path.split(".")), problem.message)
     return found.problems[0]
@@ -121,8 +120,19 @@ def training_of(sweep: Sweep, config: Config) -> Training:
     try:
         return Training.model_validate(raw)
     except ValidationError as error:
-        lines = (f"{'.'.join(path)}: {message}" for path, message in complaints(error, Training))
-        raise UserError(f"space: {config} is not possible: {'; '.join(lines)}") from None
+        found = complaints(error, Training)
+        raise UserError([_impossible(sweep.space, config, *complaint) for complaint in found]) from None
+
+
+def _impossible(space: Space, config: Config, path: tuple[str, ...], message: str) -> Problem:
+    """What is wrong with the settings of one trial, at the dimension that it comes from."""
+    name = ".".join(path)
+    of_section = [each for each in config if path and each.partition(".")[0] == path[0]]
+    mentioned = [each for each in config if each in message]
+    nearest = [each for each in of_section if each == name] or of_section or mentioned
+    where = f"space.{nearest[0]}" if nearest else "space"
+    what = ": ".join(part for part in (name, message) if part)
+    return located(space, f"{config} is not possible: {what}", where)
 
 
 def _drop_effectless(raw: dict[str, Any], names: Collection[str]) -> None:
@@ -310,14 +320,23 @@ def _check_settings(reading: _Reading, space: Space, sweep: Sweep | None) -> Non
     base = sweep.training.model_dump(exclude_unset=True) if sweep is not None else {}
     for dimension in space.dimensions:
         for value in endpoints(dimension.domain):
-            message = _setting_problem(dimension, value, base)
+            message = _setting_problem(
+                dimension, value, base, alone=sweep is not None and _is_alone(dimension, space)
+            )
             if message:
                 problem = Problem(message, f"space.{dimension.name}", dimension.file, dimension.line)
                 reading.problems.append(problem)
                 break
 
 
-def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any]) -> str:
+def _is_alone(dimension: Dimension, space: Space) -> bool:
+    """Whether nothing else of its section is searched."""
+    section = dimension.name.partition(".")[0]
+    return not any(d.name.partition(".")[0] == section for d in space.dimensions if d is not dimension)
+
+
+def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any], *, alone: bool) -> str:
+    """What is wrong with a value; also with the section around it, if nothing else of that is searched."""
     if dimension.name == "model":
         return "" if isinstance(value, str) and value else f"must be the name of a model, got {value!r}"
     section: type[BaseModel] = Training
@@ -334,7 +353,12 @@ def _setting_problem(dimension: Dimension, value: Value, base: dict[str, Any]) -
         section.model_validate(raw)
     except ValidationError as error:
         found = complaints(error, section)
-        return "; ".join(message for place, message in found if place[: len(path)] == path)
+        reach = path[:1] if alone else path
+        return "; ".join(
+            message if place[: len(path)] == path else f"{'.'.join(place)}: {message}"
+            for place, message in found
+            if place[: len(reach)] == reach
+        )
     return ""
 
 

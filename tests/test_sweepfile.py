@@ -492,6 +492,33 @@ def test_a_nested_dimension_begins_with_the_default_of_its_section(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("dimension", "expected"),
+    [
+        ("augment.copies: [0, 1, 2]", "augment: copies 1 without a rate repeats each row unchanged"),
+        ("early_stopping.min_delta: [0.0, 0.1]", "early_stopping.patience: is required"),
+    ],
+)
+def test_a_section_that_a_dimension_leaves_incomplete_is_told_with_its_line(
+    dimension: str, expected: str, tmp_path: Path
+) -> None:
+    name = dimension.partition(":")[0]
+
+    with pytest.raises(UserError, match=rf"good\.yaml:9: space\.{name}: {expected}"):
+        load_sweep(write(tmp_path, space(dimension)))
+    complete = "training.early_stopping={patience: 1}", "training.augment={swap: 0.1}"
+    load_sweep(write(tmp_path, space(dimension)), complete)
+
+
+def test_a_configuration_that_is_not_possible_is_told_with_the_line_of_its_dimension(tmp_path: Path) -> None:
+    """Two dimensions of one section may complete each other, so the check of each alone says nothing."""
+    dimensions = "early_stopping.min_delta: [0.1]\n  early_stopping.monitor: [loss]"
+    sweep = load_sweep(write(tmp_path, space(dimensions)))
+
+    with pytest.raises(UserError, match=r"good\.yaml:9: space\.early_stopping\.min_delta: .* not possible"):
+        training_of(sweep, {"early_stopping.min_delta": 0.1, "early_stopping.monitor": "loss"})
+
+
 def test_values_that_do_not_go_together_are_refused_with_the_configuration(tmp_path: Path) -> None:
     sweep = load_sweep(write(tmp_path))
 
