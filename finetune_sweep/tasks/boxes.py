@@ -52,9 +52,7 @@ def labels(
     return filled
 
 
-def set_losses(
-    logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
+def set_losses(logits: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Returns the loss of each picture, shape `(batch,)`, float32: that of DETR (Carion et al. 2020).
 
     Each right box is matched with one that was said, so that the sum of their costs is least. The loss is the mean
@@ -67,7 +65,6 @@ def set_losses(
         boxes: Shape `(batch, said, 4)`: centre, width and height.
         labels: Shape `(batch, most, 6)`: the class, the same, and 0; 1 for a crowd, which has no part in this;
             `IGNORED` after the last box of a picture.
-        label_smoothing: The part of the target that is spread evenly over the classes and no box.
     """
     import torch
     from torch.nn import functional
@@ -81,9 +78,7 @@ def set_losses(
     classes = logits.new_full(logits.shape[:2], nothing, dtype=torch.int64)
     classes[row, said] = right[:, 0].long()
     weights = torch.where(classes == nothing, _OF_NOTHING, 1.0)
-    entropy = functional.cross_entropy(
-        logits.transpose(1, 2), classes, reduction="none", label_smoothing=label_smoothing
-    )
+    entropy = functional.cross_entropy(logits.transpose(1, 2), classes, reduction="none")
     pairs = boxes[row, said], right[:, 1:5]
     both = [corners(side) for side in pairs]
     overlap = detr.generalized_box_iou(*both).diagonal()  # type: ignore[no-untyped-call]  # transformers'

@@ -105,10 +105,10 @@ class ObjectDetection(Task):
         """
         return loading.load_model(folder, self.auto_model, classes)
 
-    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
+    def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:  # noqa: ARG002
         """Returns the loss of each picture, shape `(batch,)`, float32; see `boxes.set_losses`."""
         said = cast("Detected", output).pred_boxes
-        return boxes.set_losses(output.logits, said, batch["labels"], label_smoothing)
+        return boxes.set_losses(output.logits, said, batch["labels"])
 
     def predict(self, output: Output, batch: Batch, losses: torch.Tensor) -> Said:  # noqa: ARG002
         """Returns the losses alone, values and labels of shape `(batch, 0, 6)`: in training, no boxes are kept."""
