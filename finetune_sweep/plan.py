@@ -10,14 +10,14 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from finetune_sweep.errors import Problem, UserError, nearest
 from finetune_sweep.events import SweepPlanned, TrialPlanned
 from finetune_sweep.phases import opened
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.settings import LAYER_SETTINGS, Training
-from finetune_sweep.space import Config, Space, allows, endpoints
+from finetune_sweep.space import Config, Space, allows, endpoints, located
 from finetune_sweep.space_cells import grid, sample
 from finetune_sweep.spec import Grid, Random, Sweep, Tpe
 from finetune_sweep.sweepfile import training_of
@@ -27,6 +27,8 @@ from finetune_sweep.yamlio import Value
 if TYPE_CHECKING:
     from finetune_sweep.train.architecture import Architecture
 
+_LAYERS_IN_PLACE: Final = frozenset(LAYER_SETTINGS) - {"freeze_depth", "drop_layers"}
+"""Settings of layers that can be in conflict with others; those two are looked at with every trial."""
 Hardware = tuple[str, str]
 """A device (`cuda`, `mps`, `cpu`) and the precision that `auto` means on it (`fp32`, `bf16`)."""
 
@@ -98,6 +100,16 @@ class Plan:
             depth == opened(training, depth) == arch.blocks and arch.can_pack and TASKS[sweep.task].packs
         )
         return Trial(identity.key(), config, model, max_length, training, depth, seed, head_only)
+
+    def searched(self, config: Config) -> Trial:
+        """The trial of a configuration that the search has chosen, which may be one that the check did not look at.
+
+        Raises:
+            UserError: As `trial`, and where a setting of layers could have no effect, or the model cannot have it.
+        """
+        if found := _layer_conflicts(self.sweep, config):
+            raise UserError(found)
+        return self.trial(config)
 
     @property
     def units(self) -> tuple[WorkUnit, ...]:
@@ -257,6 +269,20 @@ def _layer_problems(sweep: Sweep, model: str) -> list[Problem]:
     return [replace(problem, path=_path(sweep.space, problem.path)) for problem in found]
 
 
+def _layer_conflicts(sweep: Sweep, config: Config) -> list[Problem]:
+    """Settings of layers that do not go together in one configuration, with their lines where they are searched."""
+    from finetune_sweep.train import conflicts, scratch, weights
+
+    model, plain = str(config.get("model", sweep.model)), Training()
+    training = training_of(sweep, config)
+    is_plain = all(getattr(training, name) == getattr(plain, name) for name in _LAYERS_IN_PLACE)
+    if is_plain and not model.startswith(scratch.PREFIX):
+        return []
+    names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
+    found = conflicts.problems_of(sweep, config, model, _architecture(model, sweep.cache), names)
+    return [located(sweep.space, problem.message, _path(sweep.space, problem.path)) for problem in found]
+
+
 def _path(space: Space, setting: str) -> str:
     """Where a setting stands in the file."""
     if _searched(space, setting):
@@ -335,7 +361,7 @@ def make_plan(sweep: Sweep, record: SweepRecord | None = None, hardware: Hardwar
         trials=(),
         merged=0,
     )
-    cells = [empty.trial(config) for config in configurations(sweep, record or SweepRecord())]
+    cells = [empty.searched(config) for config in configurations(sweep, record or SweepRecord())]
     first: dict[str, Trial] = {}
     for trial in cells:
         first.setdefault(trial.key, trial)

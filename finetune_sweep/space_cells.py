@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Final, assert_never
@@ -24,6 +25,7 @@ from finetune_sweep.space import (
     Space,
     canonical,
     describe,
+    endpoints,
     is_active,
     step_count,
     step_value,
@@ -79,6 +81,24 @@ def sample(space: Space, seed: int, index: int) -> Config:
         if is_active(dimension, config):
             config[dimension.name] = _draw(dimension.domain, _uniform(seed, index, dimension.name))
     return config
+
+
+def contexts(space: Space, names: Collection[str], most: int) -> Iterator[Config]:
+    """Returns what some dimensions can be together, with those that their conditions name: of a range, its ends.
+
+    Args:
+        space: What is searched.
+        names: Of dimensions; that of a section stands for all of its settings.
+        most: Where there are more configurations, so many are drawn from all of them, always the same ones.
+    """
+    needed = {d.name for d in space.dimensions if {d.name, d.name.partition(".")[0]} & set(names)}
+    for dimension in reversed(space.dimensions):  # a dimension stands behind those that it depends on
+        needed |= set(dimension.when) if dimension.name in needed else set()
+    ends = [replace(d, domain=Choice(endpoints(d.domain))) for d in space.dimensions if d.name in needed]
+    narrowed = Space(tuple(ends))
+    if math.prod(len(endpoints(dimension.domain)) for dimension in ends) <= most:
+        return grid(narrowed)
+    return (sample(narrowed, 0, index) for index in range(most))
 
 
 def _cells(choices: Sequence[tuple[Dimension, Sequence[Value]]], config: Config) -> Iterator[Config]:

@@ -22,6 +22,7 @@ from finetune_sweep import plan
 from finetune_sweep.errors import UserError
 from finetune_sweep.plan import Plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.train import scratch
 from tests.tasks.models import CASES
 from tests.test_sweeps import TRIALS
 
@@ -149,7 +150,8 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
             config[key] = config[key] | value if isinstance(value, dict) else value
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "model.safetensors").unlink()
-        own = [f"model=scratch:{folder}", f"cache={tmp_path / 'cache'}", f"storage={tmp_path / 'runs'}"]
+        model = scratch.model_folder(folder, tmp_path / "cache")  # with weights, as if it had been pretrained
+        own = [f"model={model}", f"cache={tmp_path / 'cache'}", f"storage={tmp_path / 'runs'}"]
         own.append("resources_per_trial={cpu: 1}")
         if published.columns:
             monkeypatch.setattr(datasets, "load_dataset", loader(name))

@@ -21,7 +21,7 @@ from finetune_sweep.space import (
     contains,
     endpoints,
 )
-from finetune_sweep.space_cells import grid, grid_problems, sample
+from finetune_sweep.space_cells import contexts, grid, grid_problems, sample
 from finetune_sweep.yamlio import Value
 from tests.domains import all_values, domains, spaces
 
@@ -201,3 +201,33 @@ def test_log_samples_are_even_over_the_decades() -> None:
     assert all(abs(count - 500) < 100 for count in decades.values())
     whole = Counter(config["n"] for config in drawn)
     assert whole[1] > whole[2] > whole[3] > 200
+
+
+# ------------------------------------------------------------------------------------------------ contexts
+
+
+def test_contexts_are_the_ends_of_what_is_asked_for_and_what_it_depends_on() -> None:
+    space = Space(
+        (
+            Dimension("lora.r", Choice((0, 4))),
+            Dimension("epochs", IntRange(1, 9)),
+            Dimension("freeze_depth", IntRange(0, 6), {"lora.r": (4,)}),
+        )
+    )
+    assert list(contexts(space, {"freeze_depth"}, 100)) == [
+        {"lora.r": 0},
+        {"lora.r": 4, "freeze_depth": 0},
+        {"lora.r": 4, "freeze_depth": 6},
+    ]
+    assert list(contexts(space, {"lora"}, 100)) == [{"lora.r": 0}, {"lora.r": 4}]
+    assert list(contexts(space, (), 100)) == [{}]
+
+
+def test_of_too_many_contexts_some_are_drawn_from_all_of_them() -> None:
+    """2 ** 30 of them, more than a grid may have: of 100 draws each dimension has both of its ends."""
+    names = [f"d{number}" for number in range(30)]
+    space = Space(tuple(Dimension(name, IntRange(1, 9)) for name in names))
+    drawn = list(contexts(space, names, 100))
+    assert drawn == list(contexts(space, names, 100))
+    assert len(drawn) == 100
+    assert all({config[name] for config in drawn} == {1, 9} for name in names)

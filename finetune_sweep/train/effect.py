@@ -6,35 +6,46 @@ cell of a space it is not: the cell is the same trial as one without the setting
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from finetune_sweep.errors import Problem, UserError
 from finetune_sweep.phases import level_of, probe_epochs
-from finetune_sweep.settings import LAYER_SETTINGS, Plateau, Training
-from finetune_sweep.space import Config, Dimension, Space, endpoints, is_active
+from finetune_sweep.settings import Plateau, Training, Unfreeze
+from finetune_sweep.space import Space
+from finetune_sweep.space_cells import contexts
 from finetune_sweep.spec import Sweep
 from finetune_sweep.sweepfile import training_of
 from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train import architecture, conflicts, weights
 from finetune_sweep.train.architecture import Architecture, Depth
 
-METHODS: Final = (
-    "unfreeze",
-    "linear_probe",
-    "layerwise_lr_decay",
-    "l2_sp",
-    "label_smoothing",
-    "adversarial_epsilon",
-    "early_stopping",
-    "lr_schedule",
+_DEPTH: Final = ("model", "freeze_depth", "drop_layers", "lora", "unfreeze")
+_EPOCHS: Final = ("epochs", "linear_probe")
+METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "unfreeze": (*_DEPTH, *_EPOCHS),
+    "linear_probe": (*_DEPTH, *_EPOCHS),
+    "layerwise_lr_decay": _DEPTH,
+    "l2_sp": (*_DEPTH, "reinit_layers", "reinit_pooler", "pooling", "head"),
+    "label_smoothing": (),
+    "adversarial_epsilon": (),
+    "early_stopping": _EPOCHS,
+    "lr_schedule": (*_EPOCHS, "early_stopping"),
+}
+"""The settings that are looked at, and the others that decide on whether each has an effect."""
+_CONTEXTS: Final = 4096  # where the others can be more than that together, so many are drawn
+_HEADS: Final = (
+    "classifier",
+    "pre_classifier",
+    "score",
+    "classification_head",
+    "class_labels_classifier",
+    "bbox_predictor",
 )
-"""The settings that are looked at."""
-_OTHERS: Final = frozenset({"model", "epochs", *LAYER_SETTINGS})
-_CONTEXTS: Final = 4096  # of a space with more, none is looked at
+"""What the heads of transformers' classifiers and detectors are called, unlike those for pretraining."""
 WITHOUT_CLASSES: Final = frozenset({"number", "boxes"})
 
 
@@ -48,9 +59,9 @@ class Subject:
         depth: The resolved freeze depth.
         opened: What stays frozen throughout; less than that where blocks are unfrozen.
         arch: Where the model's blocks are.
-        has_classes: Whether the answers are classes.
+        has_classes: Whether the answers are classes, and nothing else.
         has_words: Whether the inputs are texts.
-        has_pretrained: Whether something that was pretrained is trained.
+        has_pretrained: Whether something that was pretrained is trained; true where l2_sp is not set.
     """
 
     task: str
@@ -95,9 +106,10 @@ def subject_of(sweep: Sweep, model: str, training: Training) -> Subject:
     whole = architecture.describe(weights.read_config(folder), name)
     (arch, depth), opened = conflicts.resolve(training, whole), conflicts.opened(training, whole)
     kinds = [column.kind for column in TASKS[sweep.task].columns]
-    known = not (model.startswith("scratch:") or training.lora)
-    if known and training.l2_sp and opened == arch.blocks:
-        known = arch.own_head and _holds_head(weights.parameter_shapes(folder), arch)
+    known = not training.l2_sp or (
+        not model.startswith("scratch:")
+        and trains_pretrained(training, arch, opened, weights.parameter_shapes(folder), TASKS[sweep.task])
+    )
     return Subject(
         task=sweep.task,
         model=name,
@@ -110,12 +122,32 @@ def subject_of(sweep: Sweep, model: str, training: Training) -> Subject:
     )
 
 
-def _holds_head(names: Iterable[str], arch: Architecture) -> bool:
-    """Whether a model's files hold something of what follows the blocks; True where that is not known."""
-    family = arch.family
-    modules = {*family.closing, *(name.removeprefix(f"{family.prefix}.") for name in family.head)}
-    plain = (name.removeprefix(f"{family.prefix}.") for name in names)
-    return not modules or any(name.startswith(f"{module}.") for name in plain for module in modules)
+def trains_pretrained(
+    training: Training, arch: Architecture, opened: Depth, names: Iterable[str], task: Task
+) -> bool:
+    """Whether a training changes weights that were pretrained, and so have a value to be pulled to.
+
+    Args:
+        training: The settings.
+        arch: The model, without the blocks that are dropped.
+        opened: What stays frozen throughout.
+        names: Of the parameters in the model's files.
+        task: What the model is trained for.
+    """
+    frozen = opened if isinstance(opened, int) else 0
+    if training.lora is None and (opened == 0 or arch.blocks - frozen > training.reinit_layers):
+        return True
+    # Under LoRA the blocks have new matrices alone. What follows them is trained whole.
+    plain = (name.removeprefix(f"{arch.family.prefix}.") for name in names)
+    after = [name for name in plain if arch.part_of(name) == "head"]
+    if (
+        task.columns[-1].kind == "text"
+    ):  # files of models that write have no other head than the one that is used
+        return any("pooler." not in name for name in after)
+    used = {*arch.family.closing, *(_HEADS if arch.own_head else ())}
+    if training.reinit_pooler or not (arch.own_head and task.packs):
+        used -= {"pooler"}
+    return any(name.startswith(f"{module}.") for name in after for module in used)
 
 
 def idle(training: Training, subject: Subject) -> Iterator[Idle]:
@@ -177,7 +209,8 @@ def _idle_weights(training: Training, subject: Subject) -> Iterator[Idle]:
         )
     if l2_sp and not subject.has_pretrained:
         reason = f"at freeze_depth {subject.opened} {above}, which is new" if is_head_only else "all is new"
-        reason = "lora trains new matrices beside the pretrained ones" if training.lora else reason
+        if training.lora and not is_head_only:
+            reason = "lora trains new matrices beside the pretrained ones, and what follows the blocks is new"
         yield Idle(
             "l2_sp",
             f"{l2_sp:g} pulls nothing: {reason}; weight_decay is what holds new weights, so leave l2_sp out",
@@ -190,7 +223,8 @@ def _idle_losses(training: Training, subject: Subject) -> Iterator[Idle]:
     if smoothing and not subject.has_classes:
         yield Idle(
             "label_smoothing",
-            f"{smoothing:g} smooths nothing: the answers of {subject.task} are no classes; leave label_smoothing out",
+            f"{smoothing:g} smooths nothing: the loss of {subject.task} is not that of classes alone; leave"
+            " label_smoothing out",
             merges=False,
         )
     if training.adversarial_epsilon and not subject.has_words:
@@ -233,34 +267,70 @@ def _idle_patience(training: Training) -> Iterator[Idle]:
 
 
 def effective(sweep: Sweep, model: str, training: Training) -> Training:
-    """The settings of a trial without those that have no effect, as `subject_of` takes them."""
-    if not any(_is_set(training, name) for name in METHODS):
+    """The settings of a trial without those that have no effect, as `subject_of` takes them.
+
+    Of values that mean the same, those that a trial is named by are the ones that differ less from the defaults.
+    """
+    has_head = "default" not in {training.head, training.pooling}
+    if not (has_head or any(_is_set(training, name) for name in METHODS)):
         return training
-    without = [found.setting for found in idle(training, subject_of(sweep, model, training)) if found.merges]
+    subject = subject_of(sweep, model, training)
+    without = [found.setting for found in idle(training, subject) if found.merges]
     fields = Training.model_fields
-    return training.model_copy(update={name: fields[name].default for name in map(_section, without)})
+    changed: dict[str, object] = {name: fields[name].default for name in map(_section, without)}
+    if training.unfreeze is not None and "unfreeze" not in changed:
+        changed["unfreeze"] = _as_far_as_there_are_blocks(training.unfreeze, subject)
+    if has_head:
+        changed |= _same_head(training, subject.arch)
+    return training.model_copy(update=changed)
+
+
+def _as_far_as_there_are_blocks(opening: Unfreeze, subject: Subject) -> Unfreeze:
+    """No more blocks at once than are to be opened."""
+    closed = level_of(subject.depth) - level_of(subject.opened)
+    return opening.model_copy(update={"blocks": min(opening.blocks, closed)})
+
+
+def _same_head(training: Training, arch: Architecture) -> dict[str, object]:
+    """A head and a pooling, both of them set, where one says it as well.
+
+    `head: linear` and `pooling: cls`, each of them alone, are the same training for models that read the first token.
+    They have names of their own all the same, as either is written without the other.
+    """
+    if training.pooling == "cls" and arch.family.reads == "first":
+        return {"pooling": "default"}
+    return {"head": "default"} if training.head == "linear" else {}
 
 
 def problems(sweep: Sweep) -> list[Problem]:
     """The settings that have an effect in no cell of the space, with their paths."""
-    works: set[str] = set()
-    found: dict[str, str] = {}
-    contexts = list(itertools.islice(_contexts(sweep.space), _CONTEXTS))
-    for config in contexts if len(contexts) < _CONTEXTS else []:
-        try:
-            training = training_of(sweep, config)
-            without = list(idle(training, subject_of(sweep, str(config.get("model", sweep.model)), training)))
-        except UserError:  # told elsewhere
-            continue
-        names = {_section(each.setting) for each in without}
-        works |= {name for name in METHODS if _is_set(training, name)} - names
-        for each in without:
-            found[each.setting] = each.message  # of the last cell, which is often the one of most epochs
+    searched = {_section(dimension.name) for dimension in sweep.space.dimensions}
     return [
         Problem(message, _path(sweep.space, setting))
-        for setting, message in found.items()
-        if _section(setting) not in works
+        for name in METHODS
+        if name in searched or _is_set(sweep.training, name)
+        for setting, message in _idle_everywhere(sweep, name).items()
     ]
+
+
+def _idle_everywhere(sweep: Sweep, name: str) -> dict[str, str]:
+    """Why a setting, or one of its own, has no effect whatever the others are; empty where it has one with some."""
+    found: dict[str, str] = {}
+    for config in contexts(sweep.space, {name, *METHODS[name]}, _CONTEXTS):
+        try:
+            training = training_of(sweep, config)
+            if not _is_set(training, name):
+                continue
+            subject = subject_of(sweep, str(config.get("model", sweep.model)), training)
+        except UserError:  # told elsewhere
+            continue
+        without = [each for each in idle(training, subject) if _section(each.setting) == name]
+        if not without:
+            return {}
+        found |= {
+            each.setting: each.message for each in without
+        }  # the last cell is often that of most epochs
+    return found
 
 
 def _is_set(training: Training, name: str) -> bool:
@@ -281,23 +351,3 @@ def _path(space: Space, setting: str) -> str:
             return f"space.{name}"
     inner = [name for name in searched if _section(name) == _section(setting)]
     return f"space.{inner[0]}" if inner else f"training.{setting}"
-
-
-def _contexts(space: Space) -> Iterator[Config]:
-    """The cells of a space, as far as its dimensions decide on what has an effect; of ranges, the ends."""
-    wanted = {d.name for d in space.dimensions if {d.name, _section(d.name)} & {*METHODS, *_OTHERS}}
-    while more := {p for d in space.dimensions if d.name in wanted for p in d.when} - wanted:
-        wanted |= more
-    return _cells([d for d in space.dimensions if d.name in wanted], {})
-
-
-def _cells(dimensions: list[Dimension], config: Config) -> Iterator[Config]:
-    if not dimensions:
-        yield config
-        return
-    first, *rest = dimensions
-    if not is_active(first, config):
-        yield from _cells(rest, config)
-        return
-    for value in endpoints(first.domain):
-        yield from _cells(rest, {**config, first.name: value})

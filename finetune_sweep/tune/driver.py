@@ -153,7 +153,7 @@ class Driver:
 
         record = self.journal.record
         number = len(record.suggestions)
-        trial = self.plan.trial(suggest(self.plan, record, number))
+        trial = self.plan.searched(suggest(self.plan, record, number))
         is_new = trial.key not in {known.key for known in self.plan.trials}
         self.journal.append(trial.planned(), Suggested(number, trial.key))
         if not is_new:

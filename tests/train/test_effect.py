@@ -42,6 +42,7 @@ HEAD = replace(SUBJECT, depth=2, opened=2)
         ({"l2_sp": 0.1}, HEAD, []),
         ({"l2_sp": 0.1}, replace(HEAD, has_pretrained=False), ["l2_sp"]),
         ({"label_smoothing": 0.1}, replace(SUBJECT, has_classes=False), ["label_smoothing"]),
+        ({"label_smoothing": 0.1}, SUBJECT, []),
         ({"adversarial_epsilon": 0.1}, replace(SUBJECT, has_words=False), ["adversarial_epsilon"]),
         ({"early_stopping": {"patience": 1}, "epochs": 3}, SUBJECT, []),
         ({"early_stopping": {"patience": 2}, "epochs": 3}, SUBJECT, ["early_stopping.patience"]),
@@ -140,11 +141,68 @@ def test_l2_sp_needs_something_that_was_pretrained(write_sweep: WriteSweep, tiny
         load(new)
 
 
-def test_l2_sp_does_not_go_with_adapters_nor_with_a_new_head_alone(write_sweep: WriteSweep) -> None:
-    with pytest.raises(UserError, match=r"training\.l2_sp: 0\.1 pulls nothing: lora trains new matrices"):
-        load(write_sweep(training="{lora: {r: 2}, l2_sp: 0.1}"))
+def test_l2_sp_pulls_what_lora_trains_whole_and_no_new_head(write_sweep: WriteSweep) -> None:
+    """Of a BERT that is its pooler, if neither another head nor new weights have taken its place."""
+    adapted = "lora: {r: 2}, l2_sp: 0.1"
+    assert load(write_sweep(training=f"{{{adapted}}}")).trials[0].training.l2_sp == 0.1
+    for other in ("head: mlp", "reinit_pooler: true"):
+        with pytest.raises(
+            UserError, match=r"l2_sp: 0\.1 pulls nothing: lora trains new matrices .* is new;"
+        ):
+            load(write_sweep(training=f"{{{adapted}, {other}}}"))
+    with pytest.raises(UserError, match=r"training\.l2_sp: 0\.1 pulls nothing: all is new"):
+        load(write_sweep(training="{freeze_depth: embeddings, reinit_layers: 2, pooling: mean, l2_sp: 0.1}"))
     with pytest.raises(UserError, match=r"training\.l2_sp: 0\.1 pulls nothing: at freeze_depth 2 only"):
         load(write_sweep(training="{freeze_depth: all, head: mlp, l2_sp: 0.1}"))
+
+
+def test_a_large_space_is_looked_at_as_well(write_sweep: WriteSweep) -> None:
+    """Of 8 ** 4 * 2 = 8,192 cells; what waits for the validation loss depends on the epochs alone, which are fixed."""
+    eight = [round(0.1 * step, 1) for step in range(1, 9)]
+    names = ("l2_sp", "layerwise_lr_decay", "label_smoothing", "adversarial_epsilon")
+    space = "".join(f"{name}: {eight}, " for name in names)
+    waiting = "{epochs: 3, early_stopping: {patience: 9}, lr_schedule: {type: plateau, patience: 8}}"
+    file = write_sweep(
+        space=f"{{{space} freeze_depth: [0, 1]}}", search="{type: random, trials: 2}", training=waiting
+    )
+    with pytest.raises(UserError) as caught:
+        load_sweep(file, check=plan.check)
+    assert [problem.path for problem in caught.value.problems] == [
+        "training.early_stopping.patience",
+        "training.lr_schedule.patience",
+    ]
+    load_sweep(file, ["training.epochs=30"], plan.check)
+
+
+def test_values_that_mean_the_same_are_one_trial(write_sweep: WriteSweep) -> None:
+    def counted(space: str, training: str = "{}") -> tuple[int, int]:
+        made = load(write_sweep(space=space, training=training))
+        return len(made.trials), made.merged
+
+    assert counted("{pooling: [mean], head: [default, linear]}") == (1, 1)
+    assert counted("{pooling: [default, cls]}", "{head: linear}") == (1, 1)
+    assert counted("{pooling: [cls, mean], head: [linear, mlp]}") == (4, 0)
+    opening = "{freeze_depth: all, epochs: 4}"  # of two blocks and the embeddings
+    assert counted("{unfreeze.blocks: [1, 2, 3, 4, 9]}", opening) == (3, 2)
+
+
+def test_a_value_alone_keeps_the_name_of_its_trial(write_sweep: WriteSweep) -> None:
+    """What is merged is named as the plainer one of its spellings is without the other."""
+    both = load(write_sweep(space="{pooling: [mean], head: [linear]}")).trials[0]
+    alone = load(write_sweep(space="{pooling: [mean]}")).trials[0]
+    assert (both.key, both.training.head) == (alone.key, "default")
+    three = "{freeze_depth: all, epochs: 4}"
+    many, enough = (
+        load(write_sweep(space=f"{{unfreeze.blocks: [{count}]}}", training=three)) for count in (9, 3)
+    )
+    assert many.trials[0].key == enough.trials[0].key
+
+
+def test_what_is_waited_for_too_long_is_still_the_beginning_of_a_longer_training(
+    write_sweep: WriteSweep,
+) -> None:
+    made = load(write_sweep(space="{epochs: [2, 9]}", training="{early_stopping: {patience: 4}}"))
+    assert [len(unit.trials) for unit in made.units] == [2]
 
 
 def _without_weights(model: Path) -> Path:

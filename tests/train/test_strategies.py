@@ -26,6 +26,7 @@ from finetune_sweep.tasks.image_classification import ImageClassification
 from finetune_sweep.train import adapters, pooled, strategies, weights
 from finetune_sweep.train.architecture import Architecture, Part, describe
 from finetune_sweep.train.conflicts import check, resolve
+from finetune_sweep.train.effect import trains_pretrained
 from finetune_sweep.train.families import FAMILIES
 from finetune_sweep.train.loop import fit, start
 from finetune_sweep.train.packing import Logits, PackedModel, PaddedModel
@@ -333,6 +334,19 @@ def test_a_shorter_model_and_the_whole_one_share_states_but_not_those_that_the_h
     assert all(isinstance(states, Ragged) for states in column)
     tokens = int(longer.train.lengths().sum())
     assert [len(states.values) for states in column if isinstance(states, Ragged)] == [20, tokens]
+
+
+HELD = ("everything", "the head", "reinit_pooler", "head", "lora", "lora of all")
+
+
+@pytest.mark.parametrize(("model_type", "case"), [(m, c) for m, c in EVERY if c in HELD])
+def test_whether_l2_sp_has_an_effect_is_told_by_what_it_holds(model_type: str, case: str) -> None:
+    model = pretrained(model_type)
+    job = job_of(model, {**CASES[case], "l2_sp": 0.1})
+    new = new_of(model, job.arch)
+    names = [name for name, _ in model.named_parameters() if name not in new]
+    anchored = start(job, model, new).anchored
+    assert trains_pretrained(job.settings, job.arch, job.depth, names, job.task) == bool(anchored)
 
 
 # ------------------------------------------------------------------------------------------- by hand

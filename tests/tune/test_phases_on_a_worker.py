@@ -30,6 +30,8 @@ PHASED = {
     "a probe on weakened blocks": "linear_probe: {epochs: 2}, shrink_perturb: 0.5, l2_sp: 0.1",
     "a probe before adapters": "linear_probe: {epochs: 2}, lora: {r: 2}, layerwise_lr_decay: 0.9",
     "unfreezing what is left": "drop_layers: 1, freeze_depth: all, unfreeze: {}, layerwise_lr_decay: 0.9",
+    "unfreezing erased blocks": "freeze_depth: all, unfreeze: {}, reinit_layers: 1",
+    "unfreezing adapted blocks": "freeze_depth: all, unfreeze: {}, lora: {r: 2}, l2_sp: 0.1",
     "unfreezing below another head": "pooling: mean, freeze_depth: all, unfreeze: {}, adversarial_epsilon: 0.1",
 }
 
@@ -56,6 +58,9 @@ def test_each_phase_is_read_from_states_where_there_are_any(write_sweep: WriteSw
     assert firsts(opening) == [(1, 2, 2), (2, 1, 1), (3, "embeddings", None), (4, 0, None)]
     assert firsts(PHASED["probe"]) == [(1, 2, 2), (3, 0, None)]
     assert firsts("freeze_depth: 1") == []
+    # The states after the erased block would be those of the pretrained one.
+    erased = "freeze_depth: all, unfreeze: {to_depth: 1}, reinit_layers: 1"
+    assert firsts(erased) == [(1, 2, 1), (2, 1, 1)]
     without = [(1, 2, None), (2, 1, None), (3, "embeddings", None), (4, 0, None)]
     assert firsts(opening, "speed.prefix_cache=false") == without
     assert firsts(f"{opening}, adversarial_epsilon: 0.1") == without
