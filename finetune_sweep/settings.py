@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-RECIPE_VERSION: Final = 2
+RECIPE_VERSION: Final = 3
 """Raised when a default changes or a setting means something else; adding a setting leaves it."""
 
 
