@@ -12,6 +12,8 @@ from finetune_sweep.settings import LAYER_SETTINGS, Model, Training
 from finetune_sweep.trial import Trial
 
 _HOUR_S = 3600
+_STRATEGY = (*LAYER_SETTINGS, "unfreeze", "linear_probe", "l2_sp", "layerwise_lr_decay")
+"""The settings that say what is done to the pretrained blocks, before the first step and over the training."""
 
 
 def paragraphs(plan: Plan, record: SweepRecord, key: str) -> list[str]:
@@ -67,7 +69,7 @@ def strategy(plan: Plan, record: SweepRecord, trial: Trial) -> str:
     default = Training()
     chosen = [
         f"`{name}` {_written(getattr(trial.training, name))}"
-        for name in LAYER_SETTINGS
+        for name in _STRATEGY
         if getattr(trial.training, name) != getattr(default, name)
     ]
     what = ", ".join(chosen) or "nothing: all blocks were trained as they were pretrained"
@@ -97,7 +99,7 @@ def _by_chance(plan: Plan, record: SweepRecord, trial: Trial) -> str:
 
 
 def _layers(training: Training) -> tuple[str, ...]:
-    return tuple(_written(getattr(training, name)) for name in LAYER_SETTINGS)
+    return tuple(_written(getattr(training, name)) for name in _STRATEGY)
 
 
 def _written(value: object) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 
 from finetune_sweep.errors import StorageError
 from finetune_sweep.plan import Plan
+from finetune_sweep.tasks import TASKS
 from finetune_sweep.train import architecture, conflicts, trainable, weights
 
 _FLOAT_BYTES: Final = 4
@@ -55,7 +56,7 @@ def estimate(plan: Plan) -> DiskNeed:
     for model, depth, settings in runs:
         folder = weights.locate(model, Path(), Path(sweep.cache or ""))
         arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
-        shapes = weights.parameter_shapes(folder)
+        shapes = trainable.taken(weights.parameter_shapes(folder), arch, TASKS[sweep.task])
         changed, total = trainable.count_trained(shapes, arch, depth, settings)
         kept.append(changed * _FLOAT_BYTES)
         resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[settings.optimizer])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from finetune_sweep.disk import DiskNeed, estimate
 from finetune_sweep.finalists import baseline_config
@@ -13,17 +13,19 @@ from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan, remaining
 from finetune_sweep.record import SweepRecord
 from finetune_sweep.selection import smallest_gain
-from finetune_sweep.settings import Constant, Wsd
+from finetune_sweep.settings import Constant, Training, Wsd
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train import architecture, conflicts, trainable, weights
 from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
+_OTHERS: Final = "what is opened later begins with other weights than the pretrained ones"
+
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained of a model at a freeze depth. Counts of parameters include the pretrained head, if any.
+    """What is trained of a model at a freeze depth. Counts of parameters include a head for the task in its files.
 
     Attributes:
         padded: Whether batches of texts are computed with their padding, as the head of the task reads more than one
@@ -33,6 +35,7 @@ class Trained:
         adapters: Rank and place of the adapters that are trained instead of the blocks' weights; empty without any.
         own_head: Whether its head is that of its family, not another one of ours.
         phases: What is frozen in which epochs, where that changes.
+        rates: What the learning rates of blocks that share their weights are, where rates decay.
     """
 
     model: str
@@ -47,6 +50,7 @@ class Trained:
     adapters: str = ""
     own_head: bool = True
     phases: str = ""
+    rates: str = ""
 
     @property
     def title(self) -> str:
@@ -61,6 +65,7 @@ class Trained:
             f"trains {self.blocks_trained} of {self.blocks} blocks, {millions:.1f} of {of:.1f} M parameters"
             f"{' and the new head' if self.parameters_trained < self.parameters else ''}"
             f"{f'; {self.phases}' if self.phases else ''}"
+            f"{f'; {self.rates}' if self.rates else ''}"
             f"{'; texts are padded' if self.padded else ''}"
             f"{f'; {self.cache}' if self.cache else ''}"
         )
@@ -204,7 +209,7 @@ def look(plan: Plan, record: SweepRecord) -> Outlook:
         epochs=sum(unit.epochs for unit in units),
         epochs_apart=sum(trial.epochs for trial in missing),
         epochs_shareable=_shareable(plan, missing),
-        trained=tuple(_trained(plan)),
+        trained=tuple(dict.fromkeys(_trained(plan))),
         disk=estimate(plan),
         **_finals(plan),
     )
@@ -253,33 +258,23 @@ def _under(trial: Trial, schedule: Constant | Wsd) -> Trial:
 
 
 def _trained(plan: Plan) -> Iterator[Trained]:
-    kinds = {
-        (
-            t.model,
-            *trainable.deciding(t.training),
-            _order(t.depth),
-            t.training.unfreeze,
-            t.training.linear_probe,
-            t.training.adversarial_epsilon > 0,
-        ): t
-        for t in plan.trials
-    }
-    for kind in sorted(kinds, key=lambda kind: kind[:6]):
+    task = TASKS[plan.sweep.task]
+    kinds = {_kind(trial): trial for trial in plan.trials}
+    for kind in sorted(kinds, key=lambda kind: kind[:7]):
         trial, (model, dropped, own_head, _, adapted, *_) = kinds[kind], kind
-        depth, settings = trial.depth, trial.training
+        settings = trial.training
         folder = weights.locate(model, Path(), Path(plan.sweep.cache or ""))
         arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
-        shapes: Mapping[str, tuple[int, ...]] = weights.parameter_shapes(folder)
-        trained, total = trainable.count_trained(shapes, arch, trial.opened, settings)
-        frozen = 0 if trial.opened == "embeddings" else trial.opened
-        passed = phases(settings, depth, arch.blocks)
-        task = TASKS[plan.sweep.task]
+        passed = [p for p in phases(settings, trial.depth, arch.blocks) if p.first_epoch <= trial.epochs]
+        opened = passed[-1].depth
+        shapes = trainable.taken(weights.parameter_shapes(folder), arch, task)
+        trained, total = trainable.count_trained(shapes, arch, opened, settings)
         steps = ", ".join(f"{phase.depth} from epoch {phase.first_epoch}" for phase in passed)
         yield Trained(
             model=model,
-            depth=depth,
+            depth=trial.depth,
             blocks=arch.blocks,
-            blocks_trained=arch.blocks - frozen,
+            blocks_trained=arch.blocks - (0 if opened == "embeddings" else opened),
             parameters=total,
             parameters_trained=trained,
             padded=_takes_texts(task) and not (arch.can_pack and task.packs),
@@ -288,16 +283,50 @@ def _trained(plan: Plan) -> Iterator[Trained]:
             adapters=adapted,
             phases=f"freezes {steps}" if len(passed) > 1 else "",
             own_head=own_head,
+            rates=_rates(settings, arch),
         )
+
+
+def _kind(trial: Trial) -> tuple[str, int, bool, int, str, float, int, object, object, bool, bool, bool]:
+    """What a row is for; what is opened within the training depends on its length."""
+    training = trial.training
+    is_phased = training.unfreeze is not None or training.linear_probe is not None
+    return (
+        trial.model,
+        *trainable.deciding(training),
+        _order(trial.depth),
+        trial.epochs if is_phased else 0,
+        training.unfreeze,
+        training.linear_probe,
+        _opens_others(training),
+        training.adversarial_epsilon > 0,
+        training.layerwise_lr_decay < 1,
+    )
+
+
+def _opens_others(training: Training) -> bool:
+    """Whether blocks that are opened later begin with other weights than those that they were pretrained to."""
+    from finetune_sweep.train import strategies
+
+    is_phased = training.unfreeze is not None or training.linear_probe is not None
+    return is_phased and strategies.alters_blocks(training)
+
+
+def _rates(training: Training, arch: architecture.Architecture) -> str:
+    if training.layerwise_lr_decay == 1 or arch.shared == 1:
+        return ""
+    return f"{arch.shared} blocks in a row share their weights, and so one learning rate: that of the last of them"
 
 
 def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: Sequence[Depth]) -> str:
     """What the cache of states does for a trial. Texts count as long as they may be: their tokens are not known."""
     speed = plan.sweep.speed
-    kept = {depth for depth in depths if depth not in {0, "embeddings"}}
+    kept = set(depths) - {0, "embeddings"}
     if not kept or not speed.prefix_cache:
         return ""
-    if reason := _why_not_cached(plan, arch, trial):
+    if _opens_others(trial.training):
+        kept = {trial.opened} - {0, "embeddings"}
+    if reason := _why_not_cached(plan, arch, trial) or ("" if kept else _OTHERS):
         return f"its frozen blocks are computed in each epoch, as {reason}"
     longest = max(trial.max_length for trial in plan.trials)
     tokens = sum(1 if depth == arch.blocks else longest for depth in kept)

@@ -232,7 +232,8 @@ class Lora(Model):
     lora_dropout: float = Field(0.0, ge=0, lt=1, json_schema_extra=IN_KEY)
     """Dropout before A."""
     target_modules: Literal["attention", "all-linear"] = Field("attention", json_schema_extra=IN_KEY)
-    """`attention` adapts the query and value of each block, as the paper does; `all-linear` all of its matrices."""
+    """`attention` adapts the query and value of each block, as the paper does (of GPT-2 also the key, which lies in one
+    matrix with them; of ConvNeXt, which has no attention, its two pointwise layers); `all-linear` all matrices."""
 
     @model_validator(mode="after")
     def _has_effect(self) -> Lora:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -258,6 +259,46 @@ def test_the_outlook_says_what_is_opened_when_and_what_is_kept(write_sweep: Writ
     training = "{freeze_depth: 1, adversarial_epsilon: 0.1}"
     (row,) = outlook.look(planned(write_sweep(space=space, training=training)), SweepRecord()).trained
     assert "in each epoch, as the adversarial step begins before them" in row.cache
+
+
+def test_the_outlook_counts_only_what_is_opened_within_the_epochs(write_sweep: WriteSweep) -> None:
+    """Of 2 blocks and the embeddings, 2 epochs open one block; 4 open all, and 6 no more: one row for both."""
+    training = "{freeze_depth: all, unfreeze: {}}"
+    made = planned(write_sweep(space="{epochs: [2, 4, 6]}", training=training))
+    short, long = outlook.look(made, SweepRecord()).trained
+    assert (short.blocks_trained, long.blocks_trained) == (1, 2)
+    assert short.phases == "freezes 2 from epoch 1, 1 from epoch 2"
+    assert long.phases == "freezes 2 from epoch 1, 1 from epoch 2, embeddings from epoch 3, 0 from epoch 4"
+    frozen = planned(write_sweep(space="{freeze_depth: [1]}"))
+    assert short.parameters_trained == outlook.look(frozen, SweepRecord()).trained[0].parameters_trained
+    assert long.parameters_trained == long.parameters
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("method", ["reinit_layers: 1", "shrink_perturb: 0.5"])
+def test_the_outlook_says_that_altered_blocks_are_not_kept(
+    method: str, depth: int, write_sweep: WriteSweep
+) -> None:
+    """But those that stay frozen to the end are."""
+    training = f"{{linear_probe: {{}}, freeze_depth: {depth}, {method}}}"
+    rows = outlook.look(planned(write_sweep(training=training)), SweepRecord()).trained
+    word = "computed once" if depth else "in each epoch, as what is opened later begins with other weights"
+    assert [word in row.cache for row in rows] == [True, True]  # of one epoch, and of two
+
+
+def test_the_outlook_says_that_shared_blocks_have_one_rate(
+    write_sweep: WriteSweep, tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AlbertConfig, AlbertModel
+
+    folder = tmp_path / "albert"
+    shutil.copytree(tiny_model, folder)
+    config = AlbertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=2)
+    AlbertModel(config).save_pretrained(folder)
+    space = "{layerwise_lr_decay: [1.0, 0.9]}"
+    rows = outlook.look(planned(write_sweep(model=str(folder), space=space)), SweepRecord()).trained
+    said = "3 blocks in a row share their weights, and so one learning rate: that of the last of them"
+    assert [row.rates for row in rows] == ["", said]
 
 
 def test_random_trials_are_reproducible_and_more_of_them_keep_the_first(write_sweep: WriteSweep) -> None:

@@ -232,8 +232,8 @@ def trained_parameters(
     """Counts what a freeze depth trains.
 
     Args:
-        shapes: Parameter name to shape, of a file or of a model. A head that the file does not hold is
-            not counted, a pretraining head that it does hold is; blocks that were dropped are not.
+        shapes: Parameter name to shape, of a file or of a model. A head that is not among them is not counted, nor
+            are blocks that were dropped.
         architecture: The model that they belong to.
         depth: As ``resolve_depth`` returns it.
 

@@ -41,7 +41,8 @@ class Family:
         groups: The key that tells how many sets of weights the blocks share, where they do.
         undroppable: Why no block can be left out; empty where it can.
         pools: Whether its states are one for each token of a text, so that another head can pool them.
-        adapted: The ends of the names of the linear layers that LoRA adapts by default: query and value.
+        adapted: The ends of the names of the linear layers that LoRA adapts by default: query and value, and what holds
+            them or stands in their place.
     """
 
     prefix: str

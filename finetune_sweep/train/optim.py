@@ -66,8 +66,9 @@ def pull(anchored: Sequence[Anchor], strength: float) -> None:
 def rate_scale(name: str, arch: Architecture, decay: float) -> float:
     """What the learning rate of a parameter is multiplied with: 1 after the blocks, `decay` in the last block.
 
-    It is `decay^2` in the block before it, and so on; `decay^(blocks + 1)` in the embeddings (Clark et al. 2020 have
-    such rates for ELECTRA; Howard & Ruder 2018 call them discriminative).
+    It is `decay^2` in the block before it, and so on; `decay^(blocks + 1)` in the embeddings. Howard & Ruder 2018 call
+    such rates discriminative; the code of ELECTRA (Clark et al. 2020) has one power more in blocks and embeddings.
+    Blocks that share their weights have the rate of the last of them.
     """
     part = arch.part_of(name)
     if part == "head":

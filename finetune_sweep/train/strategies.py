@@ -2,7 +2,8 @@
 
 A strategy is one function, and one line of `STRATEGIES`. It may change what the trial trains, and nothing else: what is
 frozen stays as it was pretrained. So the states after frozen blocks are those of every other trial, and a checkpoint
-of what training changes holds what strategies have changed, too.
+of what training changes holds what strategies have changed, too. Blocks that are frozen in the first epochs alone are
+no such blocks where a strategy changes them: its line says so.
 """
 
 from __future__ import annotations
@@ -55,7 +56,18 @@ class Subject:
         layers.initialize_new(self.model, names, derive_seed(self.seed, purpose))
 
 
-Strategy = Callable[[Subject, Training], None]
+@dataclass(frozen=True)
+class Strategy:
+    """One thing that is done to a model before training.
+
+    Args:
+        apply: Does it.
+        alters_blocks: Whether pretrained weights of blocks begin with other values under it: then states after blocks
+            that are opened later are not those of the pretrained model.
+    """
+
+    apply: Callable[[Subject, Training], None]
+    alters_blocks: bool
 
 
 def prepare(
@@ -92,14 +104,23 @@ def prepared(
 ) -> Subject:
     """The same as `prepare`, with the names of all parameters that hold no pretrained weights."""
     layers.initialize_new(model, new_parameters, derive_seed(seed, "head"))
-    default = type(settings)()
-    chosen = [
-        strategy for name, strategy in STRATEGIES.items() if getattr(settings, name) != getattr(default, name)
-    ]
+    chosen = _chosen(settings)
     subject = Subject(_sharing(model) if chosen else model, arch, depth, seed, set(new_parameters))
     for strategy in chosen:
-        strategy(subject, settings)
+        strategy.apply(subject, settings)
     return subject
+
+
+def alters_blocks(settings: Training) -> bool:
+    """Whether pretrained weights of blocks begin with other values than those that they were pretrained to."""
+    return any(strategy.alters_blocks for strategy in _chosen(settings))
+
+
+def _chosen(settings: Training) -> list[Strategy]:
+    default = type(settings)()
+    return [
+        strategy for name, strategy in STRATEGIES.items() if getattr(settings, name) != getattr(default, name)
+    ]
 
 
 def _sharing(model: PreTrainedModel) -> PreTrainedModel:
@@ -189,12 +210,12 @@ def lora(subject: Subject, settings: Training) -> None:
 
 
 STRATEGIES: Final[Mapping[str, Strategy]] = {
-    "drop_layers": drop_layers,
-    "pooling": replace_head,
-    "head": replace_head,
-    "reinit_layers": reinit_layers,
-    "reinit_pooler": reinit_pooler,
-    "shrink_perturb": shrink_perturb,
-    "lora": lora,
+    "drop_layers": Strategy(drop_layers, alters_blocks=False),
+    "pooling": Strategy(replace_head, alters_blocks=False),
+    "head": Strategy(replace_head, alters_blocks=False),
+    "reinit_layers": Strategy(reinit_layers, alters_blocks=True),
+    "reinit_pooler": Strategy(reinit_pooler, alters_blocks=False),
+    "shrink_perturb": Strategy(shrink_perturb, alters_blocks=True),
+    "lora": Strategy(lora, alters_blocks=False),
 }
 """By the setting that asks for it, in the order in which they are applied."""

@@ -7,9 +7,19 @@ from math import prod
 from typing import Final
 
 from finetune_sweep.settings import Training
+from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train.architecture import Architecture, Depth, is_dropped, is_frozen, trained_parameters
 
 _NO_LAYER: Final = "relative_attention_bias"  # T5's table of positions has the shape of a linear layer
+_ANSWERS: Final = (
+    "classifier",
+    "pre_classifier",
+    "score",
+    "classification_head",
+    "class_labels_classifier",
+    "bbox_predictor",
+)
+"""The modules of heads that tell classes, a number or boxes."""
 
 
 def deciding(settings: Training) -> tuple[int, bool, int, str]:
@@ -19,6 +29,34 @@ def deciding(settings: Training) -> tuple[int, bool, int, str]:
         return settings.drop_layers, own_head, 0, ""
     adapters = f"r {settings.lora.r} {settings.lora.target_modules}"
     return settings.drop_layers, own_head, settings.reinit_layers, adapters
+
+
+def taken(
+    shapes: Mapping[str, tuple[int, ...]], arch: Architecture, task: Task
+) -> dict[str, tuple[int, ...]]:
+    """What the model of a task takes out of a file: no head of another task, as that of a pretraining is.
+
+    Nor a pooler that the head of the task does not read. Models that write texts have the head of their pretraining.
+
+    Args:
+        shapes: Of the file, parameter name to shape.
+        arch: Where they belong.
+        task: Decides on the head.
+    """
+    if task.columns[-1].kind == "text":
+        return dict(shapes)
+    prefix = f"{arch.family.prefix}."
+    is_whole = any(name.startswith(prefix) for name in shapes)  # files of a base model do not have it
+    reads_pooler = task.packs and arch.own_head
+    closing = [module for module in arch.family.closing if module != "pooler" or reads_pooler]
+    heads = [*(_ANSWERS if arch.own_head else ()), *(["pooler"] if reads_pooler else [])]
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        modules = closing if name.startswith(prefix) or not is_whole else heads
+        plain = name.removeprefix(prefix)
+        if arch.part_of(name) != "head" or any(plain.startswith(f"{module}.") for module in modules):
+            found[name] = shape
+    return found
 
 
 def adapted_layers(

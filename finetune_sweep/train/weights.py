@@ -44,7 +44,7 @@ _FETCHED = (
 _PROVENANCE = frozenset({"transformers_version", "_name_or_path"})
 # Constants that older files carry beside the parameters.
 _BUFFER = re.compile(
-    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|embeddings\.token_type_ids)$"
+    r"(^|\.)(attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|embeddings\.token_type_ids|final_logits_bias)$"
 )
 _HUB = re.compile(r"hub:(?P<repository>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 

@@ -234,10 +234,11 @@ class Loaded:
 
     def _in_stages(self, job: Job, trial: Trial, pretrained: Pretrained) -> Job:
         """The job with what it freezes in which epochs; what is after fewer blocks is computed first."""
+        from finetune_sweep.train import strategies
+
         passed = phases(trial.training, trial.depth, job.arch.blocks)
         # What is opened later may begin with other weights than those that states are computed with, or share them.
-        settings, shares = trial.training, job.arch.shared > 1
-        is_pretrained = not settings.reinit_layers and settings.shrink_perturb == 1 and not shares
+        is_pretrained = not strategies.alters_blocks(trial.training) and job.arch.shared == 1
         stages: list[Stage] = []
         for phase in reversed([each for each in passed if each.first_epoch <= trial.epochs]):
             kept = replace(job, depth=phase.depth if is_pretrained else job.depth)

@@ -63,6 +63,16 @@ def trained(space: str, folder: Path, task: str = "text-classification") -> Trai
             2,
         ),
         ("{shrink_perturb: [0.5], reinit_pooler: [true]}", "`reinit_pooler` true, `shrink_perturb` 0.5.", 2),
+        (
+            "{freeze_depth: [all], unfreeze: [{}]}",
+            "`freeze_depth` all, `unfreeze` every_epochs 1, blocks 1, to_depth 0.",
+            2,
+        ),
+        (
+            "{linear_probe: [{}], l2_sp: [0.1], layerwise_lr_decay: [0.9]}",
+            "`linear_probe` epochs 1, learning_rate 0.001, `l2_sp` 0.1, `layerwise_lr_decay` 0.9.",
+            2,
+        ),
     ],
 )
 def test_what_was_trained_is_promoted_as_a_plain_model(
@@ -126,3 +136,9 @@ def test_trials_of_several_strategies_do_not_disturb_each_other_and_the_card_com
     with hold(trained(space.format("0", "0"), apart)) as opened:
         (alone,) = opened.journal.record.ranking()
     assert {trial.key: trial.score for trial in ranking}[alone.key] == alone.score
+
+
+def test_trials_that_hold_on_to_their_weights_in_other_ways_have_other_strategies(tmp_path: Path) -> None:
+    with hold(trained("{l2_sp: [0.0, 0.1]}", tmp_path)) as opened:
+        opened.promote(here)
+        assert " from the best trial with another strategy (l2_sp=" in opened.card()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,13 +18,16 @@ from transformers import (
     PreTrainedModel,
 )
 
+from finetune_sweep import settings as settings_module
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.arrays import Encoded, Ragged
 from finetune_sweep.tasks.text_classification import TextClassification
+from finetune_sweep.train import strategies
 from finetune_sweep.train.architecture import describe
 from finetune_sweep.train.loop import fit, start
 from finetune_sweep.train.packing import Forward, forward_of
 from finetune_sweep.train.state import Evaluation, Job
+from finetune_sweep.train.strategies import Strategy
 
 NEW = ("classifier.bias", "classifier.weight")
 
@@ -95,3 +101,15 @@ def trained(job: Job, model: PreTrainedModel) -> tuple[list[Evaluation], dict[st
 def assert_same_weights(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     assert left.keys() == right.keys()
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+def example_of_the_guide() -> tuple[type[Training], dict[str, Strategy]]:
+    """What docs/methods.md adds as an example, executed: the settings with its field, and its line of `STRATEGIES`."""
+    document = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    guide = document.partition("### Adding a strategy")[2]
+    field, function = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (line,) = re.findall(r'`("\w+": Strategy\(.*?\)),`', guide)
+    names = dict(vars(settings_module)) | dict(vars(strategies))
+    settings = f"class Noisy(Training):\n{textwrap.indent(field, '    ')}"
+    exec(f"{settings}\n{function}\nlines = {{{line}}}", names)  # noqa: S102 - our document
+    return names["Noisy"], names["lines"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import re
-import textwrap
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,26 +15,33 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    MODEL_MAPPING,
+)
 
-from finetune_sweep import settings as settings_module
 from finetune_sweep.errors import UserError
+from finetune_sweep.phases import phases
 from finetune_sweep.settings import LAYER_SETTINGS, Training
 from finetune_sweep.tasks.arrays import Batch, Encoded, Ragged, Said
 from finetune_sweep.tasks.contract import Output
 from finetune_sweep.tasks.image_classification import ImageClassification
+from finetune_sweep.tasks.text_classification import TextClassification
 from finetune_sweep.train import adapters, pooled, strategies, weights
-from finetune_sweep.train.architecture import Architecture, Part, describe
-from finetune_sweep.train.conflicts import check, resolve
+from finetune_sweep.train.architecture import Architecture, Depth, Part, describe, is_frozen
+from finetune_sweep.train.conflicts import check, opened, resolve
 from finetune_sweep.train.effect import trains_pretrained
 from finetune_sweep.train.families import FAMILIES
 from finetune_sweep.train.loop import fit, start
 from finetune_sweep.train.packing import Logits, PackedModel, PaddedModel
-from finetune_sweep.train.state import Evaluation, Job, LoopState
+from finetune_sweep.train.state import Evaluation, Job, LoopState, Stage
 from finetune_sweep.train.strategies import STRATEGIES, prepare
-from finetune_sweep.train.trainable import count_trained
-from tests.train.runs import assert_same_weights, bert, gpt2, job_for, split
+from finetune_sweep.train.trainable import count_trained, taken
+from tests.train.runs import assert_same_weights, bert, example_of_the_guide, gpt2, job_for, split
 from tests.train.test_architecture import PICTURES, tiny
 from tests.train.test_prefix_cache import on_states
+from tests.train.test_steps import cached
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +52,7 @@ MODELS = tuple(name for name in FAMILIES if name not in {"camembert", "encoder-d
 """A CamemBERT is a RoBERTa. Two BERTs as one have no classifier: test_two_sided.py. Pairs that read pictures and write
 texts are in test_strategies_of_tasks.py."""
 
-CASES: Mapping[str, dict[str, object]] = {
+CASES: dict[str, dict[str, object]] = {
     "everything": {},
     "no embeddings": {"freeze_depth": "embeddings"},
     "the head": {"freeze_depth": "all"},
@@ -59,7 +65,25 @@ CASES: Mapping[str, dict[str, object]] = {
     "lora": {"lora": {"r": 2, "lora_alpha": 4.0}, "freeze_depth": 1},
     "lora of all": {"lora": {"r": 2, "target_modules": "all-linear"}, "reinit_layers": 1},
     "together": {"drop_layers": 1, "reinit_layers": 1, "shrink_perturb": 0.8, "freeze_depth": "embeddings"},
+    "shrink_perturb of all": {"shrink_perturb": 0.5},
+    "l2_sp": {"l2_sp": 0.1},
+    "layerwise_lr_decay": {"layerwise_lr_decay": 0.9},
+    "unfreeze": {"freeze_depth": "all", "unfreeze": {"blocks": 3}},
+    "linear_probe": {"linear_probe": {"learning_rate": 1e-2}},
+    "adversarial_epsilon": {"adversarial_epsilon": 0.1},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "adafactor": {"optimizer": "adafactor", "learning_rate": 0.1},
 }
+METHODS = (
+    "l2_sp",
+    "layerwise_lr_decay",
+    "unfreeze",
+    "linear_probe",
+    "adversarial_epsilon",
+    "label_smoothing",
+    "adafactor",
+)
+"""Cases that act on the steps: the model is that of the first case, so it is not stored and loaded again for each."""
 IMPOSSIBLE: Mapping[str, dict[str, str]] = {
     "albert": {
         "reinit_layers": "3 blocks of albert in a row share their weights; write 0 or 3",
@@ -72,8 +96,13 @@ IMPOSSIBLE: Mapping[str, dict[str, str]] = {
     "yolos": {"drop_layers": "position embeddings", "together": "position embeddings"},
 }
 """What cannot be done with the blocks of a model, and what is said of it."""
+UNDRAWN = {"yolos": ("cls_token", "detection_tokens", "position_embeddings")}
+"""Parameters that a model does not draw, which weakening leaves as they are."""
 UNUSED = {"dinov2": ("mask_token",), "yolos": ("bbox_predictor",)}
 """Parameters that these trainings give no gradient."""
+
+FLAT = ("key.bias", "key_proj.bias", "k_lin.bias", "k_proj.bias")
+"""They shift all scores of a softmax alike: their gradients are rounding errors, which Adafactor does not scale up."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +156,25 @@ def job_of(model: PreTrainedModel, settings: dict[str, object]) -> Job:
     left, depth = resolve(training, arch)
     job = replace(
         job_for(model, training),
-        depth=depth,
+        depth=opened(training, arch),
         arch=left,
         pad_token_id=model.config.pad_token_id,
         unpadding=arch.can_pack,
     )
     if arch.model_type in PICTURES:
         task = Boxes() if arch.model_type == "yolos" else ImageClassification()
-        return replace(job, task=task, train=pictures(model, 20, 1), validation=pictures(model, 9, 2))
+        job = replace(job, task=task, train=pictures(model, 20, 1), validation=pictures(model, 9, 2))
+        return in_phases(job, depth)
     end = model.config.eos_token_id
     extra = (end,) if arch.family.decoder and isinstance(end, int) else ()
-    return replace(job, train=split(20, 1, extra), validation=split(9, 2, extra))
+    return in_phases(replace(job, train=split(20, 1, extra), validation=split(9, 2, extra)), depth)
+
+
+def in_phases(job: Job, depth: Depth) -> Job:
+    """The job with what it freezes in which epochs, from a depth on."""
+    passed = phases(job.settings, depth, job.arch.blocks)
+    stages = tuple(Stage(phase.first_epoch, phase.depth, job.train, job.validation) for phase in passed)
+    return replace(job, stages=stages if len(stages) > 1 else ())
 
 
 @dataclass(frozen=True)
@@ -192,7 +229,13 @@ def why_not(model_type: str, case: str) -> str:
 
 MODELS_WITHOUT_PADDING = tuple(name for name in MODELS if FAMILIES[name].head)
 """Models whose states after frozen blocks are kept."""
-EVERY = [(model, case) for model in MODELS for case in CASES if is_possible(model, case)]
+KNOWN = [
+    (model, case)
+    for model in MODELS
+    for case in CASES
+    if not (case == "adversarial_epsilon" and model in PICTURES)  # without words; effect.py says so
+]
+EVERY = [(model, case) for model, case in KNOWN if is_possible(model, case)]
 each = pytest.mark.parametrize(("model_type", "case"), EVERY)
 
 
@@ -203,7 +246,7 @@ def test_every_strategy_is_a_setting_and_has_a_case() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "case"),
-    [(model, case) for model in MODELS for case in CASES if (model, case) not in EVERY],
+    [pair for pair in KNOWN if pair not in EVERY],
 )
 def test_what_cannot_be_done_is_refused(model_type: str, case: str) -> None:
     with pytest.raises(UserError, match=why_not(model_type, case)):
@@ -213,34 +256,44 @@ def test_what_cannot_be_done_is_refused(model_type: str, case: str) -> None:
 # ------------------------------------------------------------------------------------------- the contract
 
 
+NAMED = ("drop_layers", "pooling", "head", "reinit_layers", "reinit_pooler", "shrink_perturb", "lora")
+"""Strategies of which `is_named` knows what they change. Any other may change what is pretrained and trained."""
+
+
+def is_named(found: Run, model_type: str, name: str) -> bool:
+    """Whether a parameter begins with other values than the pretrained ones."""
+    settings, job, part = found.job.settings, found.job, found.part(name)
+    if name in found.new or (settings.reinit_pooler and ".pooler." in name):
+        return True
+    if isinstance(part, int) and part >= job.arch.blocks - settings.reinit_layers:
+        return True
+    is_drawn = not any(undrawn in name for undrawn in UNDRAWN.get(model_type, ()))
+    return settings.shrink_perturb < 1 and not is_frozen(part, job.depth) and is_drawn
+
+
 @each
 def test_the_first_step_finds_changed_what_the_strategies_name_and_nothing_else(
     model_type: str, case: str
 ) -> None:
     found = run(model_type, case)
-    settings, job = found.job.settings, found.job
-    drawn = job.arch.blocks - settings.reinit_layers
-    for name, tensor in found.started.items():
-        if name not in found.before:
-            continue  # what a strategy has put in
-        part = found.part(name)
-        is_named = name in found.new
-        is_named |= isinstance(part, int) and part >= drawn
-        is_named |= settings.reinit_pooler and ".pooler." in name
-        is_shrunk = part == "head" or (
-            isinstance(part, int) and (part >= 1 or found.job.depth == "embeddings")
-        )
-        is_named |= settings.shrink_perturb < 1 and is_shrunk
-        assert torch.equal(tensor, found.before[name]) != is_named, name
+    names = [name for name in found.started if name in found.before]  # without what a strategy has put in
+    changed = {name for name in names if not torch.equal(found.started[name], found.before[name])}
+    named = {name for name in names if is_named(found, model_type, name)}
+    trained = {name for name in names if not is_frozen(found.part(name), found.job.depth)}
+    settings, plain = found.job.settings, type(found.job.settings)()
+    used = {name for name in strategies.STRATEGIES if getattr(settings, name) != getattr(plain, name)}
+    assert named <= changed <= named | (trained if used - {*NAMED} else set())
+    assert any(isinstance(found.part(name), int) for name in changed) == strategies.alters_blocks(settings)
 
 
 @each
 def test_training_changes_what_is_not_frozen_and_nothing_else(model_type: str, case: str) -> None:
     found = run(model_type, case)
-    depth = CASES[case].get("freeze_depth", 0)
+    depth = 0 if "unfreeze" in CASES[case] else CASES[case].get("freeze_depth", 0)
     frozen = {"embeddings": 0, "all": found.job.arch.blocks}.get(str(depth), depth)
     settings = found.job.settings
     adapted = range(int(str(frozen)), found.job.arch.blocks - settings.reinit_layers if settings.lora else 0)
+    unused = (*UNUSED.get(model_type, ()), *(FLAT if case == "adafactor" else ()))
     for name, tensor in found.after.items():
         part = found.part(name)
         is_frozen = part == "embeddings" and (depth != 0 or settings.lora is not None)
@@ -248,7 +301,7 @@ def test_training_changes_what_is_not_frozen_and_nothing_else(model_type: str, c
         is_frozen |= part in adapted and adapters.MARK not in name
         if is_frozen:
             assert torch.equal(tensor, found.before[name]), name
-        elif not any(unused in name for unused in UNUSED.get(model_type, ())):
+        elif not any(kind in name for kind in unused):
             assert not torch.equal(tensor, found.started[name]), name
 
 
@@ -258,12 +311,13 @@ def test_the_loss_falls(model_type: str, case: str) -> None:
     assert evaluations[-1].train_loss < evaluations[0].train_loss
 
 
-@each
-def test_what_is_stored_loads_again_with_the_same_logits_and_the_count_that_plan_prints(
-    model_type: str, case: str, tmp_path: Path
-) -> None:
+stored = pytest.mark.parametrize(("model_type", "case"), [(m, c) for m, c in EVERY if c not in METHODS])
+
+
+@stored
+def test_what_is_stored_loads_again_with_the_same_logits(model_type: str, case: str, tmp_path: Path) -> None:
     found = run(model_type, case)
-    model, settings = found.state.model, found.job.settings
+    model = found.state.model
     whole = copy.deepcopy(model)
     adapters.merge(whole)
     whole.save_pretrained(tmp_path)
@@ -276,10 +330,39 @@ def test_what_is_stored_loads_again_with_the_same_logits_and_the_count_that_plan
             logits.append(PaddedModel(each_model)(batch).logits)
     assert torch.equal(*logits)
     assert describe(again.config.to_dict()).blocks == found.job.arch.blocks
-    shapes = weights.parameter_shapes(tmp_path)
-    requiring = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
-    assert count_trained(shapes, found.job.arch, found.job.depth, settings) == (requiring, everything)
+
+
+@functools.cache
+def shapes_of_pretraining(model_type: str) -> Mapping[str, tuple[int, ...]]:
+    """What lies in the file of a pretrained model: with the head of its pretraining, if it has one, and no other."""
+    config = tiny(model_type).config
+    known = (MODEL_FOR_PRETRAINING_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING)
+    build: Any = next(mapping[type(config)] for mapping in known if type(config) in mapping)
+    with tempfile.TemporaryDirectory() as folder:
+        build(config).save_pretrained(folder)
+        return weights.parameter_shapes(Path(folder))
+
+
+@stored
+def test_plan_counts_what_is_trained_of_what_was_pretrained(model_type: str, case: str) -> None:
+    """New heads are not counted, and heads of pretraining neither."""
+    found = run(model_type, case)
+    job, parameters = found.job, dict(found.state.model.named_parameters())
+    new = {name for name in parameters if name in found.new or name.startswith("head.")}
+    sizes = {name: p.numel() for name, p in parameters.items() if name not in new}
+    trained = sum(size for name, size in sizes.items() if parameters[name].requires_grad)
+    task = ImageClassification() if model_type in PICTURES else TextClassification()
+    shapes = taken(shapes_of_pretraining(model_type), job.arch, task)
+    assert count_trained(shapes, job.arch, job.depth, job.settings) == (trained, sum(sizes.values()))
+
+
+def test_the_heads_of_pretraining_are_there_to_be_left_out() -> None:
+    """At `all`: BERT trains its pooler of 8 * 8 + 8 = 72 values, and RoBERTa nothing that was pretrained."""
+    for model_type, expected in {"bert": 72, "roberta": 0, "distilbert": 0}.items():
+        shapes, arch = shapes_of_pretraining(model_type), describe(tiny(model_type).config.to_dict())
+        assert count_trained(shapes, arch, arch.blocks, Training())[0] > expected
+        left = taken(shapes, arch, TextClassification())
+        assert count_trained(left, arch, arch.blocks, Training())[0] == expected
 
 
 @each
@@ -294,12 +377,14 @@ def test_interrupted_equals_uninterrupted(model_type: str, case: str) -> None:
     assert_same_weights(tensors(state.model), dict(whole.after))
 
 
+PHASED = ("unfreeze", "linear_probe")
 FROZEN = [case for case in CASES if CASES[case].get("freeze_depth") in {1, "all"} and case != "head"]
 """Cases with frozen blocks; another head is not computed without padding, and so has no states."""
 
 
 @pytest.mark.parametrize(
-    ("model_type", "case"), [(m, c) for m, c in EVERY if m in MODELS_WITHOUT_PADDING and c in FROZEN]
+    ("model_type", "case"),
+    [(m, c) for m, c in EVERY if m in MODELS_WITHOUT_PADDING and c in {*FROZEN, *PHASED}],
 )
 def test_a_training_on_cached_states_is_the_one_from_the_tokens(
     model_type: str, case: str, tmp_path: Path
@@ -307,11 +392,15 @@ def test_a_training_on_cached_states_is_the_one_from_the_tokens(
     plain = run(model_type, case)
     model = pretrained(model_type)
     assert isinstance(plain.job.depth, int)
-    job = on_states(plain.job, model, plain.job.depth, tmp_path)
+    is_phased = bool(plain.job.stages)
+    job = (
+        cached(plain.job, model, tmp_path)
+        if is_phased
+        else on_states(plain.job, model, plain.job.depth, tmp_path)
+    )
     state = start(job, model, plain.new)
     assert isinstance(state.forward, PackedModel)
-    cached = list(fit(job, state))
-    for left, right in zip(plain.evaluations, cached, strict=True):
+    for left, right in zip(plain.evaluations, fit(job, state), strict=True):
         assert right.train_loss == pytest.approx(left.train_loss, abs=1e-5)
         assert right.metrics["loss"] == pytest.approx(left.metrics["loss"], abs=1e-5)
 
@@ -460,23 +549,35 @@ def test_another_head_reads_the_second_of_two_texts_as_such() -> None:
 
 def test_the_example_of_the_guide_is_a_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks are executed: the field, the function and the line that docs/methods.md adds."""
-    guide = (
-        (Path(__file__).parents[2] / "docs" / "methods.md").read_text().partition("### Adding a strategy")[2]
-    )
-    field, function = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    names = dict(vars(settings_module)) | dict(vars(strategies))
-    exec(f"class Noisy(Training):\n{textwrap.indent(field, '    ')}\n{function}", names)  # noqa: S102 - our document
-    (line,) = re.findall(r'`"(\w+)": (\w+),`', guide)
-    monkeypatch.setattr(strategies, "STRATEGIES", {line[0]: names[line[1]]})
+    noisy, lines = example_of_the_guide()
+    monkeypatch.setattr(strategies, "STRATEGIES", lines)
     model, plain = bert(), tensors(bert())
     arch = describe(model.config.to_dict())
-    found = tensors(prepare(model, (), names["Noisy"](noise=0.5, freeze_depth=1), arch, 1, 0))
+    found = tensors(prepare(model, (), noisy.model_validate({"noise": 0.5, "freeze_depth": 1}), arch, 1, 0))
     weight, bias = (f"bert.encoder.layer.1.output.dense.{kind}" for kind in ("weight", "bias"))
     difference = (found[weight] - plain[weight]).abs().max() / plain[weight].std()
     assert 0.2 < difference.item() <= 0.25  # half of 0.5 deviations, at most
     assert torch.equal(found[bias], plain[bias])
     frozen = "bert.encoder.layer.0.output.dense.weight"
     assert torch.equal(found[frozen], plain[frozen])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "t5", "swin"])
+def test_the_example_of_the_guide_keeps_the_contract_once_it_has_a_case(
+    model_type: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noisy, lines = example_of_the_guide()
+    monkeypatch.setattr(strategies, "STRATEGIES", {**STRATEGIES, **lines})
+    monkeypatch.setattr(f"{__name__}.Training", noisy)
+    monkeypatch.setitem(CASES, "noise", {"noise": 0.5, "freeze_depth": 1})
+    test_the_first_step_finds_changed_what_the_strategies_name_and_nothing_else(model_type, "noise")
+    test_training_changes_what_is_not_frozen_and_nothing_else(model_type, "noise")
+    test_the_loss_falls(model_type, "noise")
+    test_what_is_stored_loads_again_with_the_same_logits(model_type, "noise", tmp_path)
+    test_plan_counts_what_is_trained_of_what_was_pretrained(model_type, "noise")
+    test_interrupted_equals_uninterrupted(model_type, "noise")
+    if model_type in MODELS_WITHOUT_PADDING:
+        test_a_training_on_cached_states_is_the_one_from_the_tokens(model_type, "noise", tmp_path)
 
 
 def test_the_next_trial_finds_the_model_as_it_was() -> None:

@@ -24,7 +24,7 @@ from finetune_sweep.train.loop import fit, start
 from finetune_sweep.train.packing import PaddedModel
 from finetune_sweep.train.pairs import DECODERS, ENCODERS
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Stage
-from finetune_sweep.train.trainable import count_trained
+from finetune_sweep.train.trainable import count_trained, taken
 from tests.tasks.models import CASES, tiny_captioner
 from tests.tasks.test_contract import Made
 from tests.train.runs import assert_same_weights
@@ -131,7 +131,7 @@ def test_the_contract_holds(run: Run, tmp_path: Path) -> None:
             logits.append(PaddedModel(model)(batch).logits)
     assert torch.equal(*logits)
     if not run.job.stages:
-        shapes = weights.parameter_shapes(tmp_path / "saved")
+        shapes = taken(weights.parameter_shapes(tmp_path / "saved"), run.job.arch, run.made.task)
         parameters = list(run.state.model.parameters())
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         counted = count_trained(shapes, run.job.arch, run.job.depth, run.job.settings)

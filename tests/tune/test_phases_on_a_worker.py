@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,12 @@ from finetune_sweep.events import Evaluated, TrialEnded
 from finetune_sweep.layout import Layout
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.train import strategies
+from finetune_sweep.train.loop import fit
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.worker import run_unit
+from tests.train.runs import example_of_the_guide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,3 +88,17 @@ def test_the_cache_leaves_the_results_and_the_checkpoint_is_the_model(
     assemble(folder, plan, plan.trials[0], tmp_path / "cached" / "tiny" / end.checkpoint)
     found = evaluate_folder(folder, plan, plan.trials[0], "validation", 1)
     assert found.metrics["loss"] == losses[0][(end.best_epoch or 0) - 1]
+
+
+def test_the_cache_leaves_the_results_of_a_strategy_that_is_added_by_the_guide(
+    write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy, lines = example_of_the_guide()
+    monkeypatch.setattr(strategies, "STRATEGIES", {**strategies.STRATEGIES, **lines})
+    losses = []
+    for change in ("seed=0", "speed.prefix_cache=false"):
+        plan = planned(write_sweep, "linear_probe: {epochs: 1}", change)
+        (trial,) = plan.trials
+        training = noisy.model_validate({**trial.training.model_dump(), "noise": 1.0})
+        losses.append([e.train_loss for e in fit(*Loaded(plan).job(replace(trial, training=training)))])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
