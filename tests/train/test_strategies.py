@@ -365,7 +365,10 @@ def test_the_heads_of_pretraining_are_there_to_be_left_out() -> None:
         assert count_trained(left, arch, arch.blocks, Training())[0] == expected
 
 
-@each
+@pytest.mark.parametrize(
+    ("model_type", "case"),
+    [pytest.param(m, c, marks=[pytest.mark.slow] if c in METHODS and m != "bert" else []) for m, c in EVERY],
+)
 def test_interrupted_equals_uninterrupted(model_type: str, case: str) -> None:
     whole = run(model_type, case)
     cut = start(whole.job, pretrained(model_type), whole.new)
