@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,13 +21,14 @@ from finetune_sweep.mlflow_uri import printable_uri
 from finetune_sweep.plan import Plan
 from finetune_sweep.record import SweepRecord, TrialRecord
 from finetune_sweep.spec import Sweep
-from finetune_sweep.tasks import TASKS
+from finetune_sweep.tasks import TASKS, texts
 from finetune_sweep.tasks.contract import ROBUST
 from finetune_sweep.train import robustness
 from finetune_sweep.train.robustness import Robustness
 from finetune_sweep.trial import Trial
 from finetune_sweep.yamlio import Value
 
+PAIR: Final = tuple(column.name for column in texts.PAIR)
 CARD: Final = "README.md"
 RESULTS: Final = "eval_results.json"
 
@@ -62,6 +63,7 @@ class Evidence:
         test: The test split.
         hardware: What the checkpoint was verified on, with the versions of the libraries.
         command: What the user typed.
+        inputs: The columns of the rows that the model is given.
         robustness: On perturbed validation rows; None if it was not measured.
     """
 
@@ -73,6 +75,7 @@ class Evidence:
     test: FinalTest
     hardware: Mapping[str, str | int]
     command: str
+    inputs: tuple[str, ...]
     robustness: Robustness | None = None
 
     @property
@@ -113,6 +116,8 @@ def results(evidence: Evidence) -> dict[str, Value]:
         "test_baseline": dict(test.baseline) or None,
         "robustness": _measured(evidence.robustness) if evidence.robustness else None,
         "announced": announced(evidence.record, evidence.trial.key),
+        "inputs": list(evidence.inputs),
+        "max_length": evidence.trial.max_length,
     }
 
 
@@ -269,7 +274,10 @@ def _loading(evidence: Evidence) -> str:
         processor, argument, call = "AutoTokenizer", "tokenizer", '"A text."'
         cut = f"Inputs were cut after {length} tokens in training. "
     if task.pipeline == "text-classification":
-        call += f", truncation=True, max_length={length}"
+        call = _example_row(evidence.inputs) + f", truncation=True, max_length={length}"
+    if task.columns[-1].kind == "labels":
+        call += f", top_k={len(evidence.plan.classes)}"
+        cut += "A class is one of the answer's where its score is above 0.5. "
     use = f"""predict = pipeline("{task.pipeline}", model=model, {argument}={argument})
 print(predict({call}))"""
     imported = f"{processor}, {auto}, pipeline"
@@ -296,6 +304,11 @@ model = {auto}.from_pretrained("./best"{trust})
 ```
 
 {cut}{f"Classes: {classes}." if classes else ""}""".rstrip()
+
+
+def _example_row(inputs: Sequence[str]) -> str:
+    """What a classifier of texts is given, as Python has it."""
+    return '{"text": "A text.", "text_pair": "Another."}' if "text_pair" in inputs else '"A text."'
 
 
 def _captioning(auto: str) -> str:
@@ -372,7 +385,7 @@ def _limits(evidence: Evidence) -> str:
         f"Measured on {plan.rows['validation']:,} validation rows of one data set; others may do worse.",
         *(
             [f"Every input gets one of {len(plan.classes)} classes, also one that belongs to none of them."]
-            if _has_classes(plan) and TASKS[plan.sweep.task].columns[-1].kind != "boxes"
+            if _has_classes(plan) and TASKS[plan.sweep.task].columns[-1].kind not in {"boxes", "labels"}
             else ["What it gives may be wrong, and was compared with one right answer a row."]
         ),
         "Nobody has looked at how it treats groups of people, nor at how its scores relate to probabilities.",

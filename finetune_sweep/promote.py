@@ -134,14 +134,22 @@ def _standing(
         len(card.finished(plan, record)),
         dict(prepared.fingerprints),
         card.announced(record, winner.key),
+        list(_inputs(plan, prepared)),
     )
-    said = ("key", "metric", "finished_trials", "fingerprints", "announced")
+    said = ("key", "metric", "finished_trials", "fingerprints", "announced", "inputs")
     if tuple(results.get(name) for name in said) != expected:
         return None
     if _asks_for_robustness(plan) and results.get("robustness") is None:
         return None
     unread = "test" in prepared.fingerprints and results["test"] is None
     return None if unread and options.again else promoted
+
+
+def _inputs(plan: Plan, prepared: Prepared) -> tuple[str, ...]:
+    """The columns of the rows that the model is given."""
+    there = prepared.splits["validation"].column_names
+    columns = TASKS[plan.sweep.task].columns
+    return tuple(column.name for column in columns if column.name in there and not column.target)
 
 
 def _asks_for_robustness(plan: Plan) -> bool:
@@ -338,5 +346,6 @@ class _Promotion:
             test=test,
             hardware=found.hardware,
             command=self.options.command,
+            inputs=_inputs(self.plan, prepared),
             robustness=measured,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,8 +47,9 @@ _SERVED: Final[Mapping[str, str]] = {
     "object-detection": "served_pictures.py",
     "image-to-text": "served_captions.py",
     "text2text-generation": "served.py",
+    "text-classification": "served_texts.py",
 }
-"""What serves where transformers has no such pipeline, or MLflow's flavour does not know it."""
+"""What serves where transformers has no such pipeline, or MLflow's flavour does not know it, or gives other answers."""
 _FINGERPRINT_TAG: Final = TAG + "fingerprint"
 
 
@@ -239,6 +241,7 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     from mlflow.models import Model
 
     task = TASKS[plan.sweep.task]
+    inputs = json.loads((folder / card.RESULTS).read_bytes())["inputs"]
     model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
     requirements = [_requirement(package) for package in ("mlflow", "torch", "transformers")]
     if task.pipeline in _SERVED:
@@ -247,8 +250,8 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
             python_model=str(Path(__file__).with_name(_SERVED[task.pipeline])),
             artifacts={"model": str(folder)},
             mlflow_model=model,
-            signature=_signature(task),
-            input_example=task.input_example(),
+            signature=_signature(task, inputs),
+            input_example=_input_example(task, inputs),
             pip_requirements=requirements,
         )
         return
@@ -264,30 +267,45 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
             task=task.pipeline,
             mlflow_model=model,
             model_card=ModelCard.load(folder / card.CARD),
-            signature=_signature(task),
-            model_config=dict(_ALL_TAGS) if task.pipeline == "token-classification" else None,
+            signature=_signature(task, inputs),
+            model_config=_pipeline_settings(task, plan),
             input_example=task.input_example(),
             pip_requirements=requirements,
         )
 
 
-def _signature(task: Task) -> ModelSignature:
+def _pipeline_settings(task: Task, plan: Plan) -> dict[str, object] | None:
+    """What the pipeline is told in each call; of pictures it gives five classes unless told otherwise."""
+    if task.pipeline == "token-classification":
+        return dict(_ALL_TAGS)
+    return {"top_k": len(plan.classes)} if task.columns[-1].kind == "labels" else None
+
+
+def _input_example(task: Task, inputs: Sequence[str]) -> object:
+    """What the served model takes: the task's example, or where it was trained on two texts, a row of both."""
+    if "text_pair" not in inputs:
+        return task.input_example()
+    return [dict.fromkeys(card.PAIR, task.input_example()[0])]
+
+
+def _signature(task: Task, inputs: Sequence[str]) -> ModelSignature:
     """What goes in and out: texts, or pictures by address or in base64; a label and its score, or a text.
 
-    For classes of pictures MLflow 3.17 gives a table of mappings, the likeliest first, and boxes are lists of mappings:
-    no schema describes them.
+    For classes of pictures MLflow 3.17 gives a table of mappings, the likeliest first, and boxes and several classes
+    at once are lists of mappings: no schema describes them.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, Schema
 
+    two = "text_pair" in inputs
+    given = Schema([ColSpec("string", name) for name in card.PAIR] if two else [ColSpec("string")])
     match task.pipeline:
         case "token-classification" | "text-generation" | "text2text-generation" | "image-to-text":
-            outputs: Schema | None = Schema([ColSpec("string")])
-        case "image-classification" | "object-detection":
-            outputs = None
+            return ModelSignature(given, Schema([ColSpec("string")]))
+        case "text-classification" if task.columns[-1].kind != "labels":
+            return ModelSignature(given, Schema([ColSpec("string", "label"), ColSpec("double", "score")]))
         case _:
-            outputs = Schema([ColSpec("string", "label"), ColSpec("double", "score")])
-    return ModelSignature(Schema([ColSpec("string")]), outputs)
+            return ModelSignature(given)
 
 
 def _requirement(package: str) -> str:

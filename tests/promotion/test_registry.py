@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import transformers
 from PIL import ExifTags, Image
 
 from finetune_sweep import promote, registry
@@ -84,6 +85,12 @@ def test_the_registered_version_serves(tracked: Opened, monkeypatch: pytest.Monk
     answer = cast("Any", served.predict(served.input_example))
     assert list(answer.columns) == ["label", "score"]
     assert answer["label"][0] in tracked.plan.classes
+    texts = ["bob saw the good film", "12", "bad " * 50]  # the last one is longer than the model's positions
+    answers = cast("Any", served.predict(texts))
+    pipeline: Any = transformers.pipeline("text-classification", model=str(tracked.layout.best))
+    expected = [pipeline(text, truncation=True, max_length=16)[0] for text in texts]
+    assert list(answers["label"]) == [one["label"] for one in expected]
+    assert list(answers["score"]) == pytest.approx([one["score"] for one in expected], abs=1e-6)
 
 
 def test_registering_again_adds_nothing_and_leaves_a_rollback_alone(tracked: Opened) -> None:
