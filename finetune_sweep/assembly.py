@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,8 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
 
     from finetune_sweep.train import adapters, conflicts, layers, strategies
 
-    pretrained = Loaded(plan).pretrained(trial.model)
+    loaded = Loaded(plan)
+    pretrained = loaded.pretrained(trial.model)
     arch, new = conflicts.resolve(trial.training, pretrained.arch)[0], pretrained.new_parameters
     model = strategies.prepare(pretrained.model, new, trial.training, arch, trial.opened, trial.seed)
     live = layers.changed_tensors(model, arch, trial.opened)
@@ -81,6 +83,8 @@ def assemble(target: Path, plan: Plan, trial: Trial, checkpoint: Path) -> None:
     for name, tensor in live.items():
         tensor.copy_(stored[name])
     adapters.merge(model)
+    rows = partial(loaded.encoded, "validation", pretrained.folder, trial.max_length)
+    model = TASKS[plan.sweep.task].as_evaluated(model, rows)
     with explained(target), quiet_loading():
         model.save_pretrained(target)
         pretrained.processor.save_pretrained(target)

@@ -7,6 +7,8 @@ MLflow's own flavour needs a pipeline of transformers, and there is none from te
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from mlflow.models import set_model
@@ -24,9 +26,10 @@ class Writer(PythonModel):
         """
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-        folder = context.artifacts["model"]
+        folder = Path(context.artifacts["model"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        self.cut = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))["max_length"]
 
     def predict(
         self,
@@ -44,7 +47,7 @@ class Writer(PythonModel):
         return [self._answer(text) for text in model_input]
 
     def _answer(self, text: str) -> str:
-        given = self.tokenizer(text, truncation=True, return_tensors="pt")
+        given = self.tokenizer(text, truncation=True, max_length=self.cut, return_tensors="pt")
         written = self.model.generate(input_ids=given.input_ids, attention_mask=given.attention_mask)
         return str(self.tokenizer.decode(written[0], skip_special_tokens=True))
 

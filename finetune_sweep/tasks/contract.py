@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -167,6 +167,19 @@ class Task(Protocol):
     def bound(self, model: PreTrainedModel, processor: Processor) -> Task:  # noqa: ARG002
         """Returns the task as it collates and predicts for one model: itself, unless it has to know the model."""
         return self
+
+    def as_evaluated(
+        self,
+        model: PreTrainedModel,
+        validation: Callable[[], Encoded],  # noqa: ARG002
+    ) -> PreTrainedModel:
+        """Returns a trained model, whose configuration then says how it was evaluated; it is stored with the model.
+
+        Args:
+            model: The complete one; it is changed.
+            validation: Gives the rows that it was evaluated on.
+        """
+        return model
 
     def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the loss of each row, shape `(batch,)`, float32, whatever the precision of the output.

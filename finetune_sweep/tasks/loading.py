@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from finetune_sweep.tasks.processors import Processor
 
 WRITTEN: Final = 128
-"""Tokens that a model which writes texts may write for a user, unless its folder says otherwise."""
+"""Tokens that a model which continues texts may write for a user, unless its folder says otherwise."""
+_OF_TOKENS: Final = (
+    "decoder_start_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+"""What a `generation_config.json` may say of tokens that its model was made with."""
 
 
 def load_processor(folder: Path, task: Task) -> Processor:
@@ -108,19 +120,41 @@ def _check_body(folder: Path, model: PreTrainedModel, new: Collection[str]) -> N
 def let_it_write(model: PreTrainedModel) -> None:
     """Says with which tokens a text begins and ends that a user lets the model write, and how long it may be.
 
-    Where the folder of the model says it, that stays.
+    Where the folder of the model says it, that stays. Else a text has `WRITTEN` tokens at most, and of the model's
+    positions half: the others are for what stands before it.
     """
+    settings = model.generation_config
+    _complete(model)
+    if settings.max_length is None and settings.max_new_tokens is None:
+        positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        settings.max_new_tokens = min(WRITTEN, positions // 2) if isinstance(positions, int) else WRITTEN
+
+
+def let_it_say_the_likeliest(model: PreTrainedModel) -> None:
+    """Lets a model write the likeliest token each time, whoever calls it.
+
+    Of what its folder says, that of tokens stays: with which ones a text begins and ends, and which it may not have.
+    Beams, draws, lengths and penalties go, as they were made for the texts that it wrote before.
+    """
+    from transformers import GenerationConfig
+
+    _complete(model)
+    kept = {name: getattr(model.generation_config, name, None) for name in _OF_TOKENS}
+    likeliest = GenerationConfig(**kept, do_sample=False, num_beams=1)  # type: ignore[no-untyped-call]  # transformers'
+    model.generation_config = likeliest
+
+
+def _complete(model: PreTrainedModel) -> None:
+    """Takes from the model's configuration the tokens of which `generation_config.json` says nothing."""
     settings, configs = model.generation_config, (model.config, model.config.get_text_config(decoder=True))
     for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
         if getattr(settings, name, None) is None:
             found = (getattr(config, name, None) for config in configs)
             setattr(settings, name, next((token for token in found if token is not None), None))
-    if settings.max_length is None and settings.max_new_tokens is None:
-        settings.max_new_tokens = WRITTEN
 
 
 def written(model: PreTrainedModel, batch: Batch, limit: int) -> torch.Tensor:
-    """Lets a model write: always the likeliest token, without beams.
+    """Lets a model write, as its generation config has it.
 
     Args:
         model: Of a class that can, in eval mode.
@@ -132,7 +166,5 @@ def written(model: PreTrainedModel, batch: Batch, limit: int) -> torch.Tensor:
     """
     names = [name for name in ("input_ids", "attention_mask", "pixel_values") if name in batch]
     given = {name: batch[name].to(model.device) for name in names}
-    found: torch.Tensor = model.generate(  # type: ignore[operator]
-        **given, max_new_tokens=limit, max_length=None, do_sample=False, num_beams=1
-    )
+    found: torch.Tensor = model.generate(**given, max_new_tokens=limit)  # type: ignore[operator]
     return found

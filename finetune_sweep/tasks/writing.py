@@ -15,7 +15,7 @@ from finetune_sweep.tasks.contract import Task
 from finetune_sweep.tasks.processors import tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -36,10 +36,12 @@ class Writing(Task):
     Args:
         tokenizer: What reads its tokens; None until it is bound to a model.
         start: The token that an answer begins with.
+        limit: Tokens that an answer may have; None until the model's folder says it, and then that of the rows.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
     start: int = 0
+    limit: int | None = None
 
     packs = False
     metrics = _METRICS
@@ -53,15 +55,21 @@ class Writing(Task):
                 token an answer begins with.
         """
         model, new = loading.load_model(folder, self.auto_model, classes)
-        loading.let_it_write(model)
+        loading.let_it_say_the_likeliest(model)
         if model.generation_config.decoder_start_token_id is None:
             raise UserError(f"{folder}: config.json has no decoder_start_token_id, an answer's first token")
         return model, new
 
     def bound(self, model: PreTrainedModel, processor: Processor) -> Task:
-        """Returns the task with the model's tokenizer and first token."""
-        start = model.generation_config.decoder_start_token_id
-        return replace(self, tokenizer=tokenizer_of(processor), start=int(start or 0))
+        """Returns the task with the model's tokenizer, its first token, and how long its texts may be."""
+        settings = model.generation_config
+        start, limit = int(settings.decoder_start_token_id or 0), settings.max_new_tokens
+        return replace(self, tokenizer=tokenizer_of(processor), start=start, limit=limit)
+
+    def as_evaluated(self, model: PreTrainedModel, validation: Callable[[], Encoded]) -> PreTrainedModel:
+        """Returns the model, which then writes as many tokens, whoever calls it, as it might for these rows."""
+        model.generation_config.max_new_tokens = _limit(validation())
+        return model
 
     def losses(self, output: Output, batch: Batch, label_smoothing: float = 0.0) -> torch.Tensor:
         """Returns the mean cross-entropy of the tokens of each row in nats, shape `(batch,)`, float32."""
@@ -83,7 +91,7 @@ class Writing(Task):
         import torch
 
         read, labels = cast("PreTrainedTokenizerBase", self.tokenizer), batch["labels"]
-        ids = loading.written(model, batch, labels.shape[1])
+        ids = loading.written(model, batch, self.limit or labels.shape[1])
         right = labels.masked_fill(labels == IGNORED, int(cast("int", read.pad_token_id)))
         said, wanted = (read.batch_decode(part, skip_special_tokens=True) for part in (ids, right))
         codes = [torch.from_numpy(wording.codes(part)) for part in (said, wanted)]
@@ -121,10 +129,15 @@ def collated(encoded: Encoded, rows: NDArray[np.int64], start: int, pad_token_id
     """
     from torch.nn import functional
 
-    limit = int(cast("NDArray[np.int64]", encoded.columns["limit"])[0])
+    limit = _limit(encoded)
     labels = texts.padded(encoded, "labels", rows, IGNORED)
     before = functional.pad(labels[:, :-1], (1, 0), value=start)
     return {
         "decoder_input_ids": before.masked_fill(before == IGNORED, pad_token_id),
         "labels": functional.pad(labels, (0, limit - labels.shape[1]), value=IGNORED),
     }
+
+
+def _limit(encoded: Encoded) -> int:
+    """Tokens that may be written for each of the rows."""
+    return int(cast("NDArray[np.int64]", encoded.columns["limit"])[0])

@@ -87,3 +87,8 @@ def test_plain_texts_are_cleaned_by_their_text(tmp_path: Path) -> None:
     assert "train: 1 row without text dropped" in prepared.report
     assert "train: 1 exact duplicate dropped" in prepared.report
     assert "train: 1 row dropped, the text stands in validation or test" in prepared.report
+
+
+def test_what_a_user_lets_it_write_stays_within_its_positions(tmp_path: Path) -> None:
+    model, _ = TASK.build_model(tiny_gpt2(tmp_path), ())
+    assert model.generation_config.max_new_tokens == 16  # of 32 positions; the others are for the prompt

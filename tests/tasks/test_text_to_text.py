@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,6 +142,39 @@ def test_what_is_written_is_the_likeliest_token_each_time(tmp_path: Path) -> Non
     names: Mapping[int, str] = dict(enumerate(["", "", "", *"abcdef"]))
     assert wording.texts_of(found.values)[0].split() == [names[i] for i in ids if names[i]]
     assert wording.texts_of(found.labels) == ["d e"]
+
+
+def test_of_what_a_folder_says_of_writing_that_of_tokens_stays(tmp_path: Path) -> None:
+    folder = tiny_t5(tmp_path)
+    search = {"num_beams": 4, "do_sample": True, "min_length": 5, "max_length": 99, "repetition_penalty": 2.0}
+    tokens = {"forced_bos_token_id": 3, "forced_eos_token_id": 1, "bad_words_ids": [[2]]}
+    (folder / "generation_config.json").write_text(json.dumps({**search, **tokens}))
+    model, _ = TASK.build_model(folder, ())
+    found = model.generation_config.to_diff_dict()
+    assert {name: found.get(name) for name in tokens} == tokens
+    assert (found["decoder_start_token_id"], found["eos_token_id"], found["pad_token_id"]) == (0, 1, 0)
+    assert (found["num_beams"], found["do_sample"]) == (1, False)
+    assert not found.keys() & {"min_length", "max_length", "max_new_tokens", "repetition_penalty"}
+
+
+def test_a_text_is_as_long_as_the_folder_says_whatever_the_rows(tmp_path: Path) -> None:
+    folder = tiny_t5(tmp_path)
+    model, _ = TASK.build_model(folder, ())
+    model.generation_config.eos_token_id = None  # it never ends
+    tokenizer = load_processor(folder, TASK)
+    short, long = (
+        TASK.encode(Dataset.from_dict({"text": ["a b"], "target": [text]}), tokenizer, (), 16)
+        for text in ("a", "a b c d")
+    )
+    TASK.as_evaluated(model, lambda: short)
+    assert model.generation_config.max_new_tokens == 4  # twice `a </s>`
+    task = TASK.bound(model, tokenizer)
+    batch = task.collate(long, np.array([0]), 0)
+    output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+    with torch.inference_mode():
+        said = task.respond(model, output, batch, torch.zeros(1)).stored()
+    assert len(wording.texts_of(said.values)[0].split()) <= 4
+    assert wording.texts_of(said.labels) == ["a b c d"]
 
 
 @pytest.mark.parametrize("robust", [16, 32])
