@@ -52,7 +52,8 @@ The metrics are those of the validation rows after each epoch, and of the traini
 - **One class** (`text-classification`, `image-classification`). `f1` with two classes is that of the second one in
   sorted order; with more it is `macro_f1`.
 - **Several classes** (`text-tagging`, `image-tagging`). `labels` is a list, which may be empty. A class is predicted
-  where its logit is above 0. `average_precision` is the mean over the classes.
+  where its logit is above 0, which is a score above 0.5 of a pipeline. `average_precision` is the mean over the
+  classes. What MLflow serves gives the scores of all classes, the likeliest first.
 - **Words** (`token-classification`). `tokens` and `tags` are lists, equally long, or columns of a
   [CoNLL file](data.md). Tags are plain, or have the form of IOB, IOE, IOBES or BILOU. Of a word that the tokenizer
   cuts up, the first part has the tag; the others count neither in training nor in the metrics. The words are read as
@@ -61,13 +62,18 @@ The metrics are those of the validation rows after each epoch, and of the traini
   `recall` are over whole entities: both ends and the class must be right. Of plain tags, neighbours with one tag are
   one entity, and `O` is none. `accuracy` is over words. The loss of a row is the mean over its words.
 - **Two texts** (`text-classification`, `text-tagging`, `text-regression`). With a column for `text_pair` the model is
-  given both, as its tokenizer joins them; the longer one is cut first.
+  given both, as its tokenizer joins them; the longer one is cut first. What MLflow serves then takes rows of `text` and
+  `text_pair`, and scores both.
 - **Numbers** (`text-regression`). The loss is the squared error, of the numbers as they are: those far from 0 and 1 are
   better brought near first. Correlations are 0 where one side does not vary.
 - **From text to text** (`text-to-text`). After each epoch the model writes an answer to every validation row: the
   likeliest token each time, until it ends, or until it is twice as long as the longest right text of the split, and no
   longer than `data.max_length`, after which the right texts are cut as well. Both are compared as the tokenizer reads
-  them back. `rouge1`, `rouge2` and `rougeL` are F1 over words in lower case, without stemming; of Chinese and Japanese
+  them back. Of the pretrained folder's `generation_config.json` only what it says of tokens counts, as
+  `forced_bos_token_id`; beams, draws, lengths and penalties do not. That of the promoted folder says all this, with the
+  length for the validation rows. So for the test rows, and when it is served, `generate()` writes what it wrote when it
+  was measured; only where it was measured in bf16, another token can win that is nearly as likely.
+  `rouge1`, `rouge2` and `rougeL` are F1 over words in lower case, without stemming; of Chinese and Japanese
   each character is a word, and what stands between spaces is one in other scripts without them, such as Thai.
   `word_error_rate` is the edits over the right words of all rows, where words always are what stands between spaces;
   where they are phonemes, it is the phoneme error rate. Of training rows, for which nothing is written, there is the
@@ -93,18 +99,19 @@ The metrics are those of the validation rows after each epoch, and of the traini
   one at a time.
 
 Fine-tuned models are loaded by the class in the table, and by `transformers.pipeline`; from text or picture to text
-there is no pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text; for
-pictures the address of one, or its bytes in base64. MLflow's own flavour has no detection and nothing that writes about
-pictures: these are served by a few lines of Python that are stored beside the model.
+there is no pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text, or
+two; for pictures the address of one, or its bytes in base64. MLflow's own flavour has no detection and nothing that
+writes about pictures, and of texts it cuts none and gives one tag alone: these are served by a few lines of Python that
+are stored beside the model, and cut texts where they were cut in training.
 
 ## Models from new weights
 
 `model: scratch:FOLDER` takes a folder with `config.json`, a tokenizer or `preprocessor_config.json`, and no weights.
 The weights are drawn once from the configuration alone and kept in the cache, so every trial of a sweep starts from
 the same ones; only the head is drawn by the trial's seed. Which architectures there are is told by the message for
-one that is not. `sweeps/tiny_vit/`, `sweeps/tiny_yolos/`, `sweeps/tiny_bart/` and `sweeps/tiny_captioner/` are such
-folders; the last has a tokenizer and a `preprocessor_config.json`. Tokens and positions that a class leaves at zero, as
-that of YOLOS does, are drawn as well.
+one that is not. `sweeps/tiny_convnext/`, `sweeps/tiny_yolos/`, `sweeps/tiny_bart/` and `sweeps/tiny_captioner/` are
+such folders; the last has a tokenizer and a `preprocessor_config.json`. Tokens and positions that a class leaves at
+zero, as that of YOLOS does, are drawn as well.
 
 ## A captioner of two pretrained models
 
@@ -139,7 +146,8 @@ on it every check of the contract suite that is for all tasks:
 
 It holds no state, loads torch only inside its methods, and knows nothing of freezing, caches, resuming or promotion:
 these work on what it returns. A model that writes its answer does so in `respond`, as `text-to-text` shows; one that
-must be known before a batch is made, in `bound`. Then:
+must be known before a batch is made, in `bound`; what its folder has to say of how it was evaluated, in `as_evaluated`.
+Then:
 
 1. The file goes into `finetune_sweep/tasks/`.
 2. `TASKS` in `finetune_sweep/tasks/__init__.py` gets `"text-counts": TextCounts()`, and `TaskName` in

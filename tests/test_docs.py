@@ -210,6 +210,18 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(file: Path) -> None:
         assert not anchor or anchor in anchors(linked), target
 
 
+def test_the_sweeps_and_spaces_that_are_named_are_there() -> None:
+    """Where a name has a slash behind it, as a folder."""
+    names = {
+        name.rstrip(".")
+        for file in (README, *sorted((ROOT / "docs").glob("*.md")))
+        for name in re.findall(r"(?<![\w./-])(?:sweeps|search_spaces)/[\w./-]*", file.read_text())
+    }
+    assert {"sweeps/bert.yaml", "sweeps/tiny_bart/"} <= names
+    missing = [n for n in names if not ((ROOT / n).is_dir() if n.endswith("/") else (ROOT / n).exists())]
+    assert missing == []
+
+
 def anchors(file: Path) -> set[str]:
     """The names that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
