@@ -100,6 +100,7 @@ RULES: Final[Mapping[type[BaseModel], str]] = {
     settings.Cosine: "`warmup_steps` and `warmup_ratio` must not both be above 0.",
     spec.Split: "`validation` and `test` together must be below 1.",
     spec.Data: "Either `source` or `files` must be given, not both; `files` must name `train`.",
+    spec.Selection: "`prefer: cheapest` needs `finalists`.",
     spec.Resources: (
         "Both are a fraction up to 1, or a whole number. A trial computes on one device, so more than one GPU brings it"
         " nothing."
