@@ -49,7 +49,7 @@ run: install
 	$(BIN)/python -m finetune_sweep run sweeps/bert.yaml
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 test-cluster: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/cluster

@@ -30,9 +30,8 @@ class Reader(PythonModel):
         folder = Path(context.artifacts["model"])
         own_head = (folder / "pooled.py").is_file()
         model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=own_head)
-        self.read = pipeline(
-            "text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(folder)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=own_head)
+        self.read = pipeline("text-classification", model=model, tokenizer=tokenizer)
         self.cut = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))["max_length"]
         self.several = model.config.problem_type == "multi_label_classification"
 

@@ -118,7 +118,8 @@ def test_another_head_is_promoted_with_its_code_loaded_by_the_lines_of_the_card_
         assert len(names["predict"]("a b")) == 1
         with pytest.raises(ValueError, match="trust_remote_code"):
             AutoModelForSequenceClassification.from_pretrained(opened.layout.best, trust_remote_code=False)
-        assert len(serve(opened)) == 1
+        given = {"text": "a b", "text_pair": "a"} if task == "text-regression" else "a b"
+        assert len(serve(opened).predict([given])) == 1
 
 
 def test_trials_of_several_strategies_do_not_disturb_each_other_and_the_card_compares(tmp_path: Path) -> None:
