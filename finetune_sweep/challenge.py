@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from finetune_sweep.errors import StorageError
-from finetune_sweep.events import Entry, Promoted
+from finetune_sweep.events import Entry, FinalistsPlanned, Promoted
 from finetune_sweep.finalists import read_predictions, runs_of
 from finetune_sweep.journal import read
 from finetune_sweep.layout import Layout
@@ -47,7 +47,7 @@ def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, in
     except StorageError:
         return (
             CHALLENGER,
-            "what the champion said of the validation rows is not kept, so they cannot be compared",
+            "what it or the champion said of the validation rows is not kept whole, so they cannot be compared",
         )
     gained, lost = runs_of(plan, after).as_one(), runs_of(plan, before).as_one()
     (gain,) = intervals([gained - lost if plan.mode == "max" else lost - gained])
@@ -66,8 +66,11 @@ def _said(layout: Layout, key: str, epoch: int) -> list[Predictions]:
     Raises:
         StorageError: The predictions of a run, or the journal, cannot be read.
     """
-    groups = replay(read(layout)).runs().values()
-    runs = next((group for group in groups if key in {run.key for run in group}), [])
+    entries = read(layout)
+    trials = replay(entries).trials
+    rounds = [entry.event for entry in entries if isinstance(entry.event, FinalistsPlanned)]
+    groups = [group for each in reversed(rounds) for group in each.candidates.values() if key in group]
+    runs = [trials[name] for name in (groups[0] if groups else ()) if name in trials]
     known = {run.key: run.best_epoch or 0 for run in runs if run.score is not None} | {key: epoch}
     return [read_predictions(layout, run, last) for run, last in known.items()]
 

@@ -21,7 +21,7 @@ from finetune_sweep.selection import Runs, runs_of_rows, runs_of_score
 from finetune_sweep.space import Config
 from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.arrays import Predictions
-from finetune_sweep.trial import Trial, trajectory
+from finetune_sweep.trial import Trial, WorkUnit, trajectory
 from finetune_sweep.verdict import Candidate, Verdict, decide
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ BASELINE: Final = "baseline"
 NONE: Final = FinalistsPlanned("", {})
 """Nobody is run again."""
 _SEED_BYTES: Final = 4
-_FROZEN_COST: Final = 0.6
 _DROPPED_COST: Final = 11 / 12
 """Of a training with one block less, in a model of usual size: a smaller one is cheaper, and so taken if as good."""
 
@@ -170,9 +169,8 @@ def _candidate(
 ) -> Candidate:
     params = runs[0].planned.params
     label = record.trials[name].planned.label if name in record.trials else BASELINE
-    frozen = params["freeze_depth"] != 0
-    cost = int(str(params["epochs"])) * (_FROZEN_COST if frozen else 1.0)
-    cost *= _DROPPED_COST ** int(str(params.get("drop_layers", 0)))
+    trial = plan.trial(dict(runs[0].planned.config), runs[0].planned.seed)
+    cost = WorkUnit((trial,)).cost * _DROPPED_COST**trial.training.drop_layers
     scale = f"{params['model']} {params['data.max_length']}"
     said = [read_predictions(layout, run.key, run.best_epoch or 0) for run in runs]
     return Candidate(name, label, runs_of(plan, said), cost, scale)

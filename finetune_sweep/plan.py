@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -262,23 +263,23 @@ def _model_problems(sweep: Sweep) -> list[Problem]:
 
 def _layer_problems(sweep: Sweep, model: str) -> list[Problem]:
     """Settings of layers that a model cannot have together: the first problem of each setting."""
-    from finetune_sweep.train import conflicts, weights
+    from finetune_sweep.train import conflicts
 
-    names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
+    names = _parameters(model, sweep.cache)
     found = conflicts.problems(sweep, model, _architecture(model, sweep.cache), names)
     return [replace(problem, path=_path(sweep.space, problem.path)) for problem in found]
 
 
 def _layer_conflicts(sweep: Sweep, config: Config) -> list[Problem]:
     """Settings of layers that do not go together in one configuration, with their lines where they are searched."""
-    from finetune_sweep.train import conflicts, scratch, weights
+    from finetune_sweep.train import conflicts, scratch
 
     model, plain = str(config.get("model", sweep.model)), Training()
     training = training_of(sweep, config)
     is_plain = all(getattr(training, name) == getattr(plain, name) for name in _LAYERS_IN_PLACE)
     if is_plain and not model.startswith(scratch.PREFIX):
         return []
-    names = weights.parameter_shapes(weights.locate(model, Path(), Path(sweep.cache or "")))
+    names = _parameters(model, sweep.cache)
     found = conflicts.problems_of(sweep, config, model, _architecture(model, sweep.cache), names)
     return [located(sweep.space, problem.message, _path(sweep.space, problem.path)) for problem in found]
 
@@ -306,6 +307,21 @@ def _values(space: Space, name: str, default: Value) -> list[Value]:
 
 def _searched(space: Space, name: str) -> bool:
     return any(dimension.name == name for dimension in space.dimensions)
+
+
+def _parameters(model: str, cache: str | None) -> Collection[str]:
+    """The names of the parameters in a model's files."""
+    from finetune_sweep.train import weights
+
+    folder = weights.locate(model, Path(), Path(cache or ""))
+    return _names_in(folder, max(file.stat().st_mtime_ns for file in folder.iterdir()))
+
+
+@lru_cache(maxsize=16)
+def _names_in(folder: Path, _written_ns: int) -> Collection[str]:
+    from finetune_sweep.train import weights
+
+    return frozenset(weights.parameter_shapes(folder))
 
 
 def _architecture(model: str, cache: str | None) -> Architecture:

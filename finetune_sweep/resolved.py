@@ -156,7 +156,7 @@ def _lock(content: dict[str, dict[str, dict[str, object]]]) -> Lock:
         key=known["key"],
         epoch=known["epoch"],
         metrics=known["metrics"],
-        mean=known["mean"],
+        mean=known.get("mean"),
         spread=known["spread"],
         host=known["host"],
         device=known["device"],

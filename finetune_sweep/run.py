@@ -58,14 +58,12 @@ def promote_only(sweep: Sweep, address: str | None, options: promote.Options) ->
         The exit code.
 
     Raises:
-        SweepError: If nothing can be promoted; then nothing was changed.
+        SweepError: If nothing can be promoted; then `best/` and the registry were not changed.
     """
 
     def steps(session: Session) -> int:
-        record = session.journal.record
-        is_whole = not finalists.without_predictions(record, session.layout)
-        if record.decided is not None and is_whole and not options.dry_run:
-            _conclude(session)  # `selection.prefer` may have been edited
+        if session.journal.record.decided is not None:
+            _conclude_again(session, options)
         _promote(session, options)
         return 0
 
@@ -151,6 +149,21 @@ def _choose(session: Session) -> None:
         driver.train_again(key)
     _conclude(session)
     driver.retain()
+
+
+def _conclude_again(session: Session, options: promote.Options) -> None:
+    """Notes who has won where `selection.prefer` was edited; a dry run only says it."""
+    record, layout = session.journal.record, session.layout
+    missing = finalists.without_predictions(record, layout)
+    if missing:
+        session.display.note(
+            f"what {', '.join(missing)} said of the validation rows is gone, so the verdict stays as it was; `run`"
+            " makes it again"
+        )
+    elif not options.dry_run:
+        _conclude(session)
+    elif (decided := finalists.conclude(session.plan, record, layout)) != record.decided and decided:
+        session.display.note(f"without --dry-run the verdict is given anew: {decided.sentence}")
 
 
 def _conclude(session: Session) -> None:

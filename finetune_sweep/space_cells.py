@@ -33,6 +33,8 @@ from finetune_sweep.space import (
 from finetune_sweep.yamlio import Value
 
 MAX_CELLS: Final = 1_000_000
+_FEW: Final = 16
+"""Whole numbers of a range that are all looked at."""
 
 
 def grid(space: Space) -> Iterator[Config]:
@@ -84,7 +86,9 @@ def sample(space: Space, seed: int, index: int) -> Config:
 
 
 def contexts(space: Space, names: Collection[str], most: int) -> Iterator[Config]:
-    """Returns what some dimensions can be together, with those that their conditions name: of a range, its ends.
+    """Returns what some dimensions can be together, with those that their conditions name.
+
+    Of a range these are its ends, or if it is one of few whole numbers, all of them.
 
     Args:
         space: What is searched.
@@ -94,11 +98,17 @@ def contexts(space: Space, names: Collection[str], most: int) -> Iterator[Config
     needed = {d.name for d in space.dimensions if {d.name, d.name.partition(".")[0]} & set(names)}
     for dimension in reversed(space.dimensions):  # a dimension stands behind those that it depends on
         needed |= set(dimension.when) if dimension.name in needed else set()
-    ends = [replace(d, domain=Choice(endpoints(d.domain))) for d in space.dimensions if d.name in needed]
+    ends = [replace(d, domain=_narrowed(d.domain)) for d in space.dimensions if d.name in needed]
     narrowed = Space(tuple(ends))
     if math.prod(len(endpoints(dimension.domain)) for dimension in ends) <= most:
         return grid(narrowed)
     return (sample(narrowed, 0, index) for index in range(most))
+
+
+def _narrowed(domain: Domain) -> Choice:
+    if isinstance(domain, IntRange) and (domain.high - domain.low) // domain.step < _FEW:
+        return Choice(tuple(range(domain.low, domain.high + 1, domain.step)))
+    return Choice(endpoints(domain))
 
 
 def _cells(choices: Sequence[tuple[Dimension, Sequence[Value]]], config: Config) -> Iterator[Config]:

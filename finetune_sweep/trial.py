@@ -120,11 +120,15 @@ class WorkUnit:
 
     @property
     def cost(self) -> float:
-        """What the unit costs, in epochs of full training; a frozen part saves its backward pass."""
+        """What the unit costs, in epochs of full training.
+
+        A frozen part saves its backward pass; an adversarial step is about two.
+        """
         trial = self.trials[-1]
         if self.together and not self.branches:
             return 0.3 + 0.01 * self.epochs
-        return self.epochs * trial.training.passes * (1.0 if trial.depth == 0 else 0.6)
+        steps = 2.0 if trial.training.adversarial_epsilon else 1.0
+        return self.epochs * trial.training.passes * steps * (1.0 if trial.depth == 0 else 0.6)
 
 
 @dataclass(frozen=True)

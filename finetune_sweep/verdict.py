@@ -66,7 +66,7 @@ def decide(
 
     The highest mean wins, of equal ones the cheapest; the baseline only if its mean is above all others. Where the
     cheapest is preferred, it is that of the finalists which are not told apart from the one with the highest mean; if
-    that one beats the baseline, the cheapest must do so too. All intervals of a question hold together with a
+    one of them beats the baseline, the cheapest must do so too. All intervals of a question hold together with a
     probability of 0.95: all pairs of finalists, all finalists against the baseline, the means of all.
 
     Args:
@@ -83,7 +83,7 @@ def decide(
     told_apart = contest.is_told_apart(winner)
     everyone = [*finalists, *([baseline] if baseline is not None else [])]
     sentences = [
-        _about_baseline(winner, baseline, difference, metric),
+        _about_baseline(winner, difference, metric, contest),
         _about_others(winner, alike, contest) if len(finalists) > 1 else "",
     ]
     return Verdict(
@@ -143,8 +143,9 @@ class _Contest:
         alike = [c for c in ranking if c is leader or not self.is_above(leader, c)]
         if prefer == "best":
             return leader, alike
-        eligible = [c for c in alike if c.scale == leader.scale and (self.beats(c) or not self.beats(leader))]
-        return min(eligible, key=lambda c: c.cost), alike
+        beating = any(self.beats(c) for c in alike)
+        eligible = [c for c in alike if c.scale == leader.scale and (self.beats(c) or not beating)]
+        return min(eligible or [leader], key=lambda c: c.cost), alike
 
     def by_mean(self) -> list[Candidate]:
         """The finalists, best first, and of equal ones the cheapest."""
@@ -156,14 +157,20 @@ class _Contest:
         return bool(others) and self.is_above(winner, max(others, key=self._mean))
 
 
-def _about_baseline(winner: Candidate, baseline: Candidate | None, gain: Interval | None, metric: str) -> str:
-    if baseline is None or gain is None:
+def _about_baseline(winner: Candidate, gain: Interval | None, metric: str, contest: _Contest) -> str:
+    if contest.baseline is None or gain is None:
         return "There is no baseline to compare with."
-    if winner.name == baseline.name:
+    if winner.name == contest.baseline.name:
         return f"No configuration beats the baseline: it has the best mean {metric}, and was taken."
     between = f"{_points(gain.value)} (interval from {_points(gain.low)} to {_points(gain.high)})"
     if gain.low > 0:
         return f"{winner.label} beats the baseline by {between} in {metric}."
+    beating = [c.label for c in contest.by_mean() if contest.beats(c)]
+    if beating:
+        return (
+            f"{winner.label} does not beat the baseline beyond doubt, it differs by {between} in {metric};"
+            f" {' and '.join(beating)} {'does' if len(beating) == 1 else 'do'}."
+        )
     return f"No configuration beats the baseline: the one taken differs by {between} in {metric}."
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from finetune_sweep import card, finalists, promote, resolved
+from finetune_sweep import card, challenge, finalists, promote, resolved
 from finetune_sweep.events import Decided, Entry, Evaluated, Event, Failure, TestIntended, TrialEnded
 from finetune_sweep.finalists import fresh_seeds, plan_finalists
 from finetune_sweep.journal import Journal, read
@@ -226,6 +226,10 @@ def test_a_setting_without_effect_cannot_be_told_apart(write_sweep: WriteSweep, 
 
         check_promotion(plan, journal, decided)
         check_what_is_missing(plan, journal)
+        epoch = journal.record.trials[decided.winner].best_epoch or 0
+        for _ in range(2):  # also when others are the finalists by then, it stands for all of its runs
+            assert len(challenge._said(journal.layout, decided.winner, epoch)) == 3
+            journal.append(finalists.NONE)
 
 
 def test_the_cheapest_is_taken_where_the_file_prefers_it(

@@ -258,6 +258,18 @@ def test_the_cheapest_must_beat_the_baseline_if_the_best_does() -> None:
     assert verdict.sentence.endswith("cheap costs 33% of it but does not beat the baseline.")
 
 
+def test_a_finalist_that_beats_the_baseline_is_named_where_the_best_mean_does_not() -> None:
+    """The first varies from seed to seed, the second hardly: only that is above the baseline beyond doubt."""
+    loose, steady = of_counts({"loose": (98, 70, 93), "steady": (86, 85, 86)}, {"loose": 1.0, "steady": 2.0})
+    (base,) = of_counts({"base": (75, 74, 75)}, {"base": 1.0})
+    verdict = decide([loose, steady], base, "accuracy", higher_is_better=True)
+    assert (verdict.winner, verdict.beats_baseline) == ("loose", False)
+    assert verdict.sentence.startswith("loose does not beat the baseline beyond doubt, it differs by +0.")
+    assert "in accuracy; steady does." in verdict.sentence
+    verdict = decide([loose, steady], base, "accuracy", higher_is_better=True, prefer="cheapest")
+    assert (verdict.winner, verdict.beats_baseline) == ("steady", True)
+
+
 def test_those_that_are_not_told_apart_need_not_be_the_first_ones() -> None:
     """The second differs from the first by the same rows on each seed, the third by many rows and seeds."""
     steady = of_counts({"a": (90, 90, 90), "b": (80, 80, 80)}, {"a": 1.0, "b": 1.0})

@@ -121,7 +121,11 @@ def opened(settings: Training, arch: Architecture) -> Depth:
     if settings.unfreeze is None:
         return resolve(settings, arch)[1]
     last = settings.model_copy(update={"freeze_depth": settings.unfreeze.to_depth})
-    return resolve(last, arch)[1]
+    try:
+        return resolve(last, arch)[1]
+    except UserError as error:
+        setting = {"freeze_depth": "unfreeze.to_depth"}
+        raise UserError([replace(p, path=setting.get(p.path, p.path)) for p in error.problems]) from None
 
 
 def frozen_to_the_end(settings: Training, arch: Architecture) -> Depth:
@@ -188,10 +192,17 @@ def _scratch_problems(settings: Training, arch: Architecture, depth: Depth) -> l
         ("shrink_perturb", settings.shrink_perturb, "which would only be mixed with others; write 1"),
         ("lora", lora and f"r {lora.r}", "which would stay noise beside its matrices; leave lora out"),
         ("freeze_depth", settings.freeze_depth, "which would stay noise where they are frozen; write 0"),
+        (
+            "linear_probe",
+            settings.linear_probe and f"epochs {settings.linear_probe.epochs}",
+            f"which would stay noise, frozen through all {settings.epochs} epochs; leave some after the probe",
+        ),
     ]
     default = Training()
     is_set = {name: getattr(settings, name) != getattr(default, name) for name, *_ in told}
-    is_set["freeze_depth"] = depth != 0 and lora is None  # under lora the embeddings are
+    is_probed = settings.linear_probe is not None and settings.freeze_depth == 0
+    is_set["freeze_depth"] = depth != 0 and lora is None and not is_probed  # under lora the embeddings are
+    is_set["linear_probe"] = depth != 0 and lora is None and is_probed
     return [
         (name, f"{name} {str(value).lower()}: {arch.name} starts from new weights, {why}")
         for name, value, why in told
