@@ -102,7 +102,11 @@ Fine-tuned models are loaded by the class in the table, and by `transformers.pip
 there is no pipeline in transformers 5, and the card says what to write instead. What MLflow serves takes a text, or
 two; for pictures the address of one, or its bytes in base64. MLflow's own flavour has no detection and nothing that
 writes about pictures, and of texts it cuts none and gives one tag alone: these are served by a few lines of Python that
-are stored beside the model, and cut texts where they were cut in training.
+are stored beside the model, and cut texts where they were cut in training. So are texts whose words are tagged; one to
+be continued (`causal-lm`) has to fit into the model.
+
+Where `space` has models with different tokenizers, each is measured by its own: what it reads of texts that are cut, and
+in `causal-lm` the loss of its own tokens. Such figures of one model do not compare with those of another.
 
 ## Models from new weights
 

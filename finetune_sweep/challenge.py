@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from finetune_sweep.errors import StorageError
 from finetune_sweep.events import Entry, FinalistsPlanned, Promoted
 from finetune_sweep.finalists import read_predictions, runs_of
@@ -48,6 +50,12 @@ def challenge(plan: Plan, layout: Layout, new: Promoted, old: tuple[str, str, in
         return (
             CHALLENGER,
             "what it or the champion said of the validation rows is not kept whole, so they cannot be compared",
+        )
+    right = [said.labels for said in (*before, *after)]
+    if not all(np.array_equal(right[0], labels) for labels in right):
+        return (
+            CHALLENGER,
+            "the champion was compared with other answers, such as texts that were cut elsewhere",
         )
     gained, lost = runs_of(plan, after).as_one(), runs_of(plan, before).as_one()
     (gain,) = intervals([gained - lost if plan.mode == "max" else lost - gained])

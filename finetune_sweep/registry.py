@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from finetune_sweep import card
 from finetune_sweep.assembly import load_as_user
@@ -241,7 +241,8 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
     from mlflow.models import Model
 
     task = TASKS[plan.sweep.task]
-    inputs = json.loads((folder / card.RESULTS).read_bytes())["inputs"]
+    results = json.loads((folder / card.RESULTS).read_bytes())
+    inputs = results["inputs"]
     model = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
     requirements = [_requirement(package) for package in ("mlflow", "torch", "transformers")]
     if task.pipeline in _SERVED:
@@ -256,10 +257,12 @@ def _save_for_registry(target: Path, plan: Plan, folder: Path, run_id: str, mode
         )
         return
     pictures = any(column.kind == "image" for column in task.columns)
-    parts = {
+    parts: dict[str, Any] = {
         "model": load_as_user(folder, plan),
         "image_processor" if pictures else "tokenizer": load_processor(folder, task),
     }
+    if task.pipeline == "token-classification":  # its pipeline takes no length of its own
+        parts["tokenizer"].model_max_length = results["max_length"]
     with quiet_loading():
         mlflow.transformers.save_model(
             parts,

@@ -49,7 +49,10 @@ class Reader(PythonModel):
             params: Not used.
         """
         rows = model_input.itertuples(index=False, name=None)
-        texts = [dict(zip(("text", "text_pair"), row, strict=False)) for row in rows]
+        written = [
+            [cell if isinstance(cell, str) else "" for cell in row] for row in rows
+        ]  # none is an empty one
+        texts = [dict(zip(("text", "text_pair"), row, strict=False)) for row in written]
         every = {"top_k": None} if self.several else {}
         answers = [self.read(text, truncation=True, max_length=self.cut, **every) for text in texts]
         return answers if self.several else pd.DataFrame(answers, columns=["label", "score"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -60,18 +61,40 @@ def upright(content: bytes) -> Image.Image:
     Raises:
         OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError: It is damaged, or no picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
+    turns = Image.Transpose
+    turn = (
+        turns.FLIP_LEFT_RIGHT,
+        turns.ROTATE_180,
+        turns.FLIP_TOP_BOTTOM,
+        turns.TRANSPOSE,
+        turns.ROTATE_270,
+        turns.TRANSVERSE,
+        turns.ROTATE_90,
+    )
     with Image.open(io.BytesIO(content)) as picture:
-        return ImageOps.exif_transpose(picture)
+        picture.load()
+        orientation = _orientation(picture)
+        return picture.transpose(turn[orientation - 2]) if 2 <= orientation <= 8 else picture.copy()
+
+
+def _orientation(picture: Image.Image) -> int:
+    """What the EXIF data say, from 1 for upright to 8; 1 where they are none, or damaged."""
+    from PIL import ExifTags
+
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return 1
 
 
 def size(content: bytes) -> tuple[int, int]:
     """Returns the width and the height of a picture as `upright` returns it, in pixels."""
-    from PIL import ExifTags, Image
+    from PIL import Image
 
     with Image.open(io.BytesIO(content)) as picture:
-        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        if _orientation(picture) == 1:
             return picture.size  # without reading all of it
     return upright(content).size
 

@@ -71,8 +71,10 @@ def read_coco(file: Path) -> dict[str, list[str] | list[Objects] | list[Frame | 
                     f"{file}: annotation {number}: its image_id {picture} or its category_id {category}"
                     " is none of the file's"
                 )
-            box = {name: annotation.get(name, 0) for name in ("bbox", "iscrowd")}
-            boxes[picture].append({"label": names[category], **box})
+            crowd = int(bool(annotation.get("iscrowd", 0)))
+            boxes[picture].append(
+                {"label": names[category], "bbox": annotation.get("bbox", 0), "iscrowd": crowd}
+            )
     except (KeyError, TypeError) as error:
         raise UserError(f"{file}: is no COCO file: an entry has no {error}") from error
     return {
