@@ -105,8 +105,8 @@ writes about pictures, and of texts it cuts none and gives one tag alone: these 
 are stored beside the model, and cut texts where they were cut in training. So are texts whose words are tagged; one to
 be continued (`causal-lm`) has to fit into the model.
 
-Where `space` has models with different tokenizers, each is measured by its own: what it reads of texts that are cut, and
-in `causal-lm` the loss of its own tokens. Such figures of one model do not compare with those of another.
+Where `space` has models with different tokenizers, each is measured by its own: what it reads of texts that are cut,
+and in `causal-lm` the loss of its own tokens. Such figures of one model do not compare with those of another.
 
 ## Models from new weights
 

@@ -171,8 +171,9 @@ def _tokenised(
     """Returns the tokens of a text of these words, and the word of each token, None for special ones.
 
     A token is of the first word that ends after the token begins: one that holds the space before a word is of that
-    word, one that holds nothing else is of none. The tokenizer is not given the words one by one: one of bytes takes them
-    for parts of a single word then, unless it puts a space before each text, which would change what a pipeline reads.
+    word, one that holds nothing else is of none. The tokenizer is not given the words one by one: one of bytes takes
+    them for parts of a single word then, unless it puts a space before each text, which would change what a pipeline
+    reads.
     """
     found = tokenizer(
         " ".join(words),
