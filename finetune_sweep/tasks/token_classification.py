@@ -171,9 +171,8 @@ def _tokenised(
     """Returns the tokens of a text of these words, and the word of each token, None for special ones.
 
     A token is of the first word that ends after the token begins: one that holds the space before a word is of that
-    word, one that holds nothing else is of none. The tokenizer is not given the words one by one: one of bytes takes
-    them for parts of a single word then, unless it puts a space before each text, which would change what a pipeline
-    reads.
+    word. The tokenizer is not given the words one by one: one of bytes takes them for parts of a single word then,
+    unless it puts a space before each text, which would change what a pipeline reads.
     """
     found = tokenizer(
         " ".join(words),
@@ -184,8 +183,8 @@ def _tokenised(
     )
     ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
     places = [
-        None if special or begin == end else min(bisect_right(ends, begin), len(ends) - 1)
-        for (begin, end), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+        None if special else min(bisect_right(ends, begin), len(ends) - 1)
+        for (begin, _), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
     ]
     return (found["input_ids"], places) if places else ([int(tokenizer.pad_token_id)], [None])
 
