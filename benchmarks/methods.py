@@ -95,6 +95,7 @@ METHODS: Final[Mapping[str, Method]] = {
         "optimizer: adafactor, learning_rate: 1e-3", {"optimizer": "adafactor", "learning_rate": 1e-3}
     ),
     "adversarial": Method("adversarial_epsilon: 1.0", {"adversarial_epsilon": 1.0}),
+    "adversarial, weakly": Method("adversarial_epsilon: 0.1", {"adversarial_epsilon": 0.1}),
     "similar words": _augment(replacement=0.1),
     "insertion": _augment(insertion=0.1),
     "swap": _augment(swap=0.1),
