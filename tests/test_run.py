@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from finetune_sweep.durable import check_folder
 from finetune_sweep.events import Evaluated, Event, Suggested, TrialEnded, UnitStarted
 from finetune_sweep.journal import read
+from finetune_sweep.layout import Layout
 from tests.commands import TIMEOUT_S, command, layout, status, trials, wait_for
 
 if TYPE_CHECKING:
@@ -106,11 +107,12 @@ def test_slots_do_not_change_a_digit_and_neither_does_sharing(write_sweep: Write
     )
     folder = sweep.parent
     for name, sets in {"two": [], "one": ["max_concurrent=1"], "alone": ["space.epochs=[2]"]}.items():
-        options = [option for text in [f"name={name}", *sets] for option in ("--set", text)]
+        apart = f"storage={folder / name}"  # or the second would take over what the first has
+        options = [option for text in [f"name={name}", apart, *sets] for option in ("--set", text)]
         assert command("run", sweep, *options, cwd=folder).code == 0
 
     def losses(name: str, epochs: int) -> list[tuple[float, float]]:
-        entries = [entry.event for entry in read(layout(sweep, name))]
+        entries = [entry.event for entry in read(Layout(folder / name, name))]
         found = {e.keys[-1]: e for e in entries if isinstance(e, Evaluated) and e.epoch == epochs}
         return [(e.train_loss, e.metrics["loss"]) for _, e in sorted(found.items())]
 
