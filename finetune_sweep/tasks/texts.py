@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
@@ -167,3 +169,27 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: fl
 
 def _mask(lengths: Sequence[int]) -> NDArray[np.bool_]:
     return np.arange(max(lengths)) < np.array(lengths)[:, None]
+
+
+def tokenised_words(
+    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], max_length: int
+) -> tuple[list[int], list[int | None]]:
+    """Returns the tokens of a text of these words, and the word of each token, None for special ones.
+
+    A token is of the first word that ends after the token begins: one that holds the space before a word is of that
+    word. The tokenizer is not given the words one by one: one of bytes takes them for parts of a single word then,
+    unless it puts a space before each text, which would change what a pipeline reads.
+    """
+    found = tokenizer(
+        " ".join(words),
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
+    places = [
+        None if special else min(bisect_right(ends, begin), len(ends) - 1)
+        for (begin, _), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
+    ]
+    return (found["input_ids"], places) if places else ([int(tokenizer.pad_token_id)], [None])

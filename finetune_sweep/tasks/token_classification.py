@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from finetune_sweep.tasks.arrays import Batch, Predictions
     from finetune_sweep.tasks.contract import Mode, Output
@@ -79,7 +77,7 @@ class TokenClassification(Task):
         unseen: list[list[int]] = []
         for place, (tokens, tags) in enumerate(zip(rows["tokens"], rows["tags"], strict=True), 1):
             of_word = answers.indices(tags, classes, place).tolist()
-            tokenised, words = _tokenised(tokenizer, tokens, max_length)
+            tokenised, words = texts.tokenised_words(tokenizer, tokens, max_length)
             ids.append(tokenised)
             labels.append(
                 [
@@ -163,30 +161,6 @@ class TokenClassification(Task):
     def input_example(self) -> list[str]:
         """Returns one text."""
         return ["123 Main Street, Springfield"]
-
-
-def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, words: Sequence[str], max_length: int
-) -> tuple[list[int], list[int | None]]:
-    """Returns the tokens of a text of these words, and the word of each token, None for special ones.
-
-    A token is of the first word that ends after the token begins: one that holds the space before a word is of that
-    word. The tokenizer is not given the words one by one: one of bytes takes them for parts of a single word then,
-    unless it puts a space before each text, which would change what a pipeline reads.
-    """
-    found = tokenizer(
-        " ".join(words),
-        truncation=True,
-        max_length=max_length,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-    )
-    ends = [end - 1 for end in accumulate(len(word) + 1 for word in words)]
-    places = [
-        None if special else min(bisect_right(ends, begin), len(ends) - 1)
-        for (begin, _), special in zip(found["offset_mapping"], found["special_tokens_mask"], strict=True)
-    ]
-    return (found["input_ids"], places) if places else ([int(tokenizer.pad_token_id)], [None])
 
 
 def _tags(

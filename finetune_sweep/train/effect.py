@@ -22,6 +22,7 @@ from finetune_sweep.tasks import TASKS
 from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train import architecture, conflicts, weights
 from finetune_sweep.train.architecture import Architecture, Depth
+from finetune_sweep.train.trainable import ANSWERS
 
 _DEPTH: Final = ("model", "freeze_depth", "drop_layers", "lora", "unfreeze")
 _EPOCHS: Final = ("epochs", "linear_probe")
@@ -37,15 +38,6 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The settings that are looked at, and the others that decide on whether each has an effect."""
 _CONTEXTS: Final = 4096  # where the others can be more than that together, so many are drawn
-_HEADS: Final = (
-    "classifier",
-    "pre_classifier",
-    "score",
-    "classification_head",
-    "class_labels_classifier",
-    "bbox_predictor",
-)
-"""What the heads of transformers' classifiers and detectors are called, unlike those for pretraining."""
 WITHOUT_CLASSES: Final = frozenset({"number", "boxes"})
 
 
@@ -144,7 +136,7 @@ def trains_pretrained(
         task.columns[-1].kind == "text"
     ):  # files of models that write have no other head than the one that is used
         return any("pooler." not in name for name in after)
-    used = {*arch.family.closing, *(_HEADS if arch.own_head else ())}
+    used = {*arch.family.closing, *(ANSWERS if arch.own_head else ())}
     if training.reinit_pooler or not (arch.own_head and task.packs):
         used -= {"pooler"}
     return any(name.startswith(f"{module}.") for name in after for module in used)

@@ -11,7 +11,7 @@ from finetune_sweep.tasks.contract import Task
 from finetune_sweep.train.architecture import Architecture, Depth, is_dropped, is_frozen, trained_parameters
 
 _NO_LAYER: Final = "relative_attention_bias"  # T5's table of positions has the shape of a linear layer
-_ANSWERS: Final = (
+ANSWERS: Final = (
     "classifier",
     "pre_classifier",
     "score",
@@ -19,7 +19,7 @@ _ANSWERS: Final = (
     "class_labels_classifier",
     "bbox_predictor",
 )
-"""The modules of heads that tell classes, a number or boxes."""
+"""The modules of heads that tell classes, a number or boxes, unlike those for pretraining."""
 
 
 def deciding(settings: Training) -> tuple[int, bool, int, str]:
@@ -49,7 +49,7 @@ def taken(
     is_whole = any(name.startswith(prefix) for name in shapes)  # files of a base model do not have it
     reads_pooler = task.packs and arch.own_head
     closing = [module for module in arch.family.closing if module != "pooler" or reads_pooler]
-    heads = [*(_ANSWERS if arch.own_head else ()), *(["pooler"] if reads_pooler else [])]
+    heads = [*(ANSWERS if arch.own_head else ()), *(["pooler"] if reads_pooler else [])]
     found: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         modules = closing if name.startswith(prefix) or not is_whole else heads

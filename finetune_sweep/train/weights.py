@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+"""Their order is part of a model's fingerprint, and so of every trial's key."""
 _PROCESSOR = "preprocessor_config.json"
 _FETCHED = (
     "config.json",
