@@ -6,14 +6,15 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from benchmarks.passes import RESULTS, PassFailed, Result, Store
-from benchmarks.suite import BENCH, FULL, ROOT, Entry, Pass, in_turns
-from benchmarks.table import Results, render
-from benchmarks.targets import FULL_TARGETS, TARGETS
+from benchmarks.suite import BENCH, FULL, GPU, ROOT, Entry, Pass, in_turns
+from benchmarks.table import Results, Target, render
+from benchmarks.targets import FULL_TARGETS, GPU_TARGETS, TARGETS
 from finetune_sweep.train import hardware
 
 PASS_HEADER = (
@@ -28,6 +29,11 @@ PASS_HEADER = (
     "trials",
 )
 ROW_HEADER = ("workload", "what", "ours / theirs: median (range)", "CPU", "target", "floor", "verdict")
+SUITES: Final[Mapping[str, tuple[Sequence[Entry], Sequence[Target]]]] = {
+    "bench": (BENCH, TARGETS),
+    "full": (FULL, (*TARGETS, *FULL_TARGETS)),
+    "gpu": (GPU, GPU_TARGETS),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    entries = FULL if options.full else BENCH
+    entries, targets = SUITES["gpu" if options.gpu else "full" if options.full else "bench"]
     store = Store(options.work, options.results, options.set, options.attempts)
     passes = [p for p in in_turns(entries) if not options.only or _is_wanted(p, options.only)]
     failed = 0
@@ -51,16 +57,15 @@ def main(arguments: Sequence[str]) -> int:
                 _tell(str(error))
                 failed += 1
                 break
-    _tell("\n" + report(store, entries, full=options.full))
+    _tell("\n" + report(store, entries, targets))
     return 1 if failed else 0
 
 
-def report(store: Store, entries: Sequence[Entry], *, full: bool) -> str:
+def report(store: Store, entries: Sequence[Entry], targets: Sequence[Target]) -> str:
     """The table of all passes, and that of the targets, of what is stored."""
     found = [result for which in in_turns(entries) if (result := store.result(which)) is not None]
     machine = ", ".join(f"{name} {value}" for name, value in hardware.describe().items())
     lines = [f"Measured on: {machine}", "", render(PASS_HEADER, [_cells(result) for result in found]), ""]
-    targets = (*TARGETS, *FULL_TARGETS) if full else TARGETS
     rows = [target.row(collect(store, entries)) for target in targets]
     cells = [(r.workload, r.what, r.value, r.cpu, r.target, r.floor, r.verdict) for r in rows]
     return "\n".join([*lines, render(ROW_HEADER, cells)])
@@ -113,7 +118,9 @@ def _tell(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--gpu", action="store_true", help="W54 on a machine with one GPU, some ten minutes")
+    which.add_argument(
         "--full", action="store_true", help="all workloads, hours on two cores; goes on where it was"
     )
     parser.add_argument(

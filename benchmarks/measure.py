@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from benchmarks.gpu import GpuUse, watched
+
 INTERVAL_S: Final = 0.5
 MEMORY_EVERY: Final = 10
 """Memory is read at every so many-th look: the kernel walks all pages of a process for it."""
@@ -40,6 +42,7 @@ class Figures:
         written_bytes: What its processes wrote to disk.
         checkpoint_bytes: Of files with weights and states of optimizers, including those that it deleted again.
         exit_code: Its exit code.
+        gpu: What it used of the GPU; None without one, or if it used none.
     """
 
     wall_s: float
@@ -49,6 +52,7 @@ class Figures:
     written_bytes: int
     checkpoint_bytes: int
     exit_code: int
+    gpu: GpuUse | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,12 @@ def measure(
             os.sched_setaffinity(0, cores)
 
     earlier = frozenset(process.pid for process in descendants(os.getpid(), processes()))
-    with _hogs(hogs, cores) as beside, (folder / "output.txt").open("w", encoding="utf-8") as output:
+    with (
+        _hogs(hogs, cores) as busy,
+        watched(folder) as watch,
+        (folder / "output.txt").open("w", encoding="utf-8") as output,
+    ):
+        beside = busy | ({watch.pid} if watch else set())
         meter = _Meter(WrittenFiles(folder), earlier | beside)
         own_s, all_s, started = _own_s(beside), busy_s(), time.monotonic()
         child = subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=pin)  # noqa: PLW1509 - no threads
@@ -210,6 +219,7 @@ def measure(
         written_bytes=sum(meter.written.values()),
         checkpoint_bytes=meter.files.total,
         exit_code=child.returncode,
+        gpu=watch.use() if watch else None,
     )
 
 

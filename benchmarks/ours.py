@@ -55,6 +55,8 @@ VARIANTS: Final[Mapping[str, Ours]] = {
     "ours-one-slot": Ours(("max_concurrent=1",)),
     "ours-one-core": Ours(one_core=True),
     "ours-hog": Ours(one_core=True, hogs=1),
+    "ours-gpu-1": Ours((BF16, "resources_per_trial.gpu=1")),
+    "ours-gpu-8": Ours((BF16, "resources_per_trial.gpu=0.125")),  # eight at a time on one GPU
     **{f"without-{name}": Ours((f"speed.{name}=false",)) for name in LEVERS},
 }
 

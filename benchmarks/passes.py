@@ -114,14 +114,14 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         command, hogs, cores = self._command(which, recipe, folder)
-        started = time.strftime("%Y-%m-%d %H:%M")
+        source, started = source_of(which), time.strftime("%Y-%m-%d %H:%M")
         figures = measure(command, environment(folder), folder, cores=cores, hogs=hogs)
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         if figures.exit_code:
             raise PassFailed(
                 f"{which.name} ended with exit code {figures.exit_code}: {output[-_TAIL_CHARACTERS:]}"
             )
-        result = _collect(which, started, figures, folder)
+        result = _collect(which, source, started, figures, folder)
         taken = len(list(self._results.glob(f"{which.name}.{result.source}.*.json")))
         file = self._results / f"{which.name}.{result.source}.{taken + 1}.json"
         file.with_suffix(".part").write_bytes(_RESULT.dump_json(result))
@@ -137,7 +137,8 @@ class Store:
         if peer is not None:
             given = dataclasses.replace(
                 recipe,
-                bf16=recipe.bf16 and peer.bf16,
+                bf16=peer.bf16 and (recipe.bf16 or peer.gpu > 0),
+                gpu=peer.gpu,
                 folder=str(folder),
                 tracking_uri=tracking_uri(folder),
                 trials=min(recipe.trials, N0_NOOP_TRIALS),
@@ -195,7 +196,8 @@ def source_of(which: Pass) -> str:
 def machine() -> str:
     """The kind of this machine, as far as times depend on it."""
     known = hardware.describe()
-    return f"{known['processor']}, {known['cores']} cores"
+    gpu = "" if known["gpu"] == "none" else f", {known['gpu']}"
+    return f"{known['processor']}, {known['cores']} cores{gpu}"
 
 
 def _texts(files: Sequence[Path]) -> list[str]:
@@ -206,13 +208,13 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
-def _collect(which: Pass, started: str, figures: Figures, folder: Path) -> Result:
+def _collect(which: Pass, source: str, started: str, figures: Figures, folder: Path) -> Result:
     """What a pass left in its folder."""
     files = {name: folder / f"{name}.json" for name in ("phases", "ended")}
     texts = {name: file.read_text(encoding="utf-8") for name, file in files.items() if file.exists()}
     return Result(
         name=which.name,
-        source=source_of(which),
+        source=source,
         machine=machine(),
         started=started,
         figures=figures,

@@ -43,10 +43,12 @@ class Peer:
     Args:
         module: The script.
         bf16: Whether it computes in bfloat16 where ours does by itself.
+        gpu: The part of a GPU that each of its trials gets.
     """
 
     module: str
     bf16: bool = False
+    gpu: float = 0.0
 
 
 PEERS: Final = {
@@ -57,6 +59,8 @@ PEERS: Final = {
     "n3": Peer("n3", bf16=True),
     "h": Peer("h"),
     "n0-noop": Peer("noop"),
+    "n0-gpu-8": Peer("n0", gpu=0.125),
+    "n3-gpu-8": Peer("n3", bf16=True, gpu=0.125),
 }
 """A newcomer trains in fp32, as the Trainer does by itself; the experts know of bfloat16."""
 
@@ -90,6 +94,13 @@ FULL: Final = (
     Entry(QUICK_SWEEP, "ours", 1),
     *(Entry(workload, f"without-{name}", 1) for name, workload in LEVERS.items()),
 )
+GPU: Final = (
+    Entry("w54", "ours-gpu-8", 2),
+    Entry("w54", "ours-gpu-1", 2),
+    Entry("w54", "n3-gpu-8", 1),
+    Entry("w54", "n0-gpu-8", 1),
+)
+"""For a machine with one GPU and eight cores. The peers share the GPU too: one at a time, N0 takes ten minutes."""
 N0_NOOP_TRIALS: Final = 12
 """N0 takes seconds for each, so that 200 would take half an hour; what counts is the time for one."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import suite, table, targets
+from benchmarks.gpu import GpuUse, use_of
 from benchmarks.material import fixed_settings, grid_of, make
 from benchmarks.measure import Figures, WrittenFiles, measure
 from benchmarks.ours import LEVERS_OFF, VARIANTS, Phases
@@ -61,7 +62,7 @@ def test_every_workload_loads_and_has_its_number_of_trials(file: Path) -> None:
 
 
 def test_every_pass_has_its_workload_and_its_side() -> None:
-    entries = suite.FULL
+    entries = (*suite.FULL, *suite.GPU)
     assert {entry.workload for entry in entries} == set(TRIALS)
     assert {entry.variant for entry in entries} == {*suite.PEERS, *VARIANTS, "noop"}
     for entry in entries:
@@ -74,6 +75,7 @@ def test_every_target_follows_from_passes_that_are_made() -> None:
     for needed, entries in (
         (targets.TARGETS, suite.BENCH),
         ((*targets.TARGETS, *targets.FULL_TARGETS), suite.FULL),
+        (targets.GPU_TARGETS, suite.GPU),
     ):
         made = {(entry.workload, entry.variant) for entry in entries}
         assert {need for target in needed for need in target.needs} <= made
@@ -318,6 +320,13 @@ def test_the_sides_take_turns() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ measuring
+
+
+def test_the_use_of_a_gpu_is_counted_from_its_first_kernel_to_its_last() -> None:
+    lines = ["0, 10", "50, 2000", "0, 3000", "100, 2000", "0, 10", "10"]
+    assert use_of(lines) == GpuUse(utilisation=0.5, busy_s=0.75, peak_bytes=3000 * 2**20)
+    assert use_of(["0, 10", "No devices were found"]) is None
+
 
 BUSY = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
 PARENT = """

@@ -83,7 +83,7 @@ def arguments(recipe: Recipe, config: Mapping[str, Setting], folder: str) -> dic
         "warmup_steps": settings["warmup_steps"],
         "seed": recipe.seed,
         "bf16": recipe.bf16,
-        "use_cpu": True,
+        "use_cpu": not recipe.gpu,
         "eval_strategy": "epoch",
         "logging_strategy": "epoch",
         "save_strategy": "epoch",

@@ -51,7 +51,7 @@ def run(recipe: Recipe) -> list[Outcome]:
     """
     ray.init(address="local")  # never one that happens to run
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(train, recipe=recipe), {"cpu": 1}),
+        tune.with_resources(tune.with_parameters(train, recipe=recipe), recipe.resources),
         param_space={name: tune.grid_search(list(values)) for name, values in recipe.space.items()},
         tune_config=tune.TuneConfig(metric="eval_accuracy", mode="max"),
         run_config=tune.RunConfig(

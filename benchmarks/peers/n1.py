@@ -81,7 +81,7 @@ def run(recipe: Recipe, trial: type[ExpertTrial] = ExpertTrial) -> list[Outcome]
     experiment = MlflowClient(recipe.tracking_uri).create_experiment("expert")
     trainable = tune.with_parameters(trial, recipe=recipe, experiment=experiment)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1}),
+        tune.with_resources(trainable, recipe.resources),
         param_space={name: tune.grid_search(list(values)) for name, values in recipe.space.items()},
         tune_config=tune.TuneConfig(metric="eval_accuracy", mode="max", reuse_actors=True),
         run_config=tune.RunConfig(

@@ -27,6 +27,7 @@ class Recipe:
         folder: Where it may write.
         tracking_uri: Of MLflow.
         trials: How many trials a search at random draws.
+        gpu: The part of a GPU that a trial gets, 1 for a whole one; 0 where it computes on the CPU.
     """
 
     model: str
@@ -40,6 +41,12 @@ class Recipe:
     folder: str
     tracking_uri: str
     trials: int = 0
+    gpu: float = 0.0
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a trial asks Ray for."""
+        return {"cpu": 1, "gpu": self.gpu} if self.gpu else {"cpu": 1}
 
     def write(self, file: Path) -> None:
         """Stores it as JSON."""
