@@ -1,8 +1,9 @@
 """Checkpoints in the middle of a training, from which an interrupted work unit goes on as if it had not been.
 
 They are written at evaluations, when the training since the last one took `PAYS` times as long as writing does, so
-that they cost a few per cent at most. A kill then loses the epoch that it fell into, or what was too short to matter.
-A driver that is asked to stop has them written at the next step, so that nothing is lost.
+that they cost a few per cent at most, and when a kill in the next epoch would else lose more than `MAY_LOSE_S`: most
+trainings are over before. A kill loses that, or the epoch that it fell into if that is longer. A driver that is asked
+to stop has them written at the next step, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 PAYS: Final = 45.0
 """Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
+MAY_LOSE_S: Final = 120.0
+"""Training time that a kill may cost where an epoch takes less."""
 _FIRST_WRITE_S: Final = 0.3
 _STATE: Final = "state.json"
 _TENSORS: Final = "state.safetensors"
@@ -62,7 +65,7 @@ class Checkpoints:
         """
         self._folder = layout.trial(unit)
         self._write_s = _FIRST_WRITE_S
-        self._last = time.monotonic()
+        self._last = self._evaluated = time.monotonic()
 
     def newest(self) -> Resumed | None:
         """The newest checkpoint that is whole; a damaged one is passed over for the one before it."""
@@ -75,8 +78,11 @@ class Checkpoints:
         return None
 
     def is_due(self) -> bool:
-        """Whether enough was trained since the last checkpoint."""
-        return time.monotonic() - self._last >= PAYS * self._write_s
+        """Whether a checkpoint is worth its time, and the next evaluation too late; to be asked at each of them."""
+        now = time.monotonic()
+        epoch_s, self._evaluated = now - self._evaluated, now
+        trained_s = now - self._last
+        return trained_s >= PAYS * self._write_s and trained_s + epoch_s >= MAY_LOSE_S
 
     def write(self, snapshot: Snapshot, best: Best | None) -> None:
         """Stores where a training stands, and keeps the checkpoint before it.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from finetune_sweep.plan import Plan, make_plan
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import weights
+from finetune_sweep.train.state import Snapshot
 from finetune_sweep.trial import WorkUnit
 from finetune_sweep.tune import resume, watch
 from finetune_sweep.tune.assignment import Assignment
@@ -64,6 +66,11 @@ def until_epoch(moments: Iterator[tuple[Event, ...]], epoch: int) -> list[Event]
         if any(isinstance(event, Evaluated) and event.epoch > epoch for event in moment):
             break
     return events
+
+
+def write_at_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PAYS", "MAY_LOSE_S"):
+        monkeypatch.setattr(resume, name, 0.0)
 
 
 def test_each_trial_of_a_trajectory_ends_at_its_own_epoch(plan: Plan, tmp_path: Path) -> None:
@@ -114,7 +121,7 @@ def test_a_unit_that_was_cut_off_goes_on_as_if_it_had_not_been(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
-    monkeypatch.setattr(resume, "PAYS", 0.0)
+    write_at_every_epoch(monkeypatch)
     layout = Layout(tmp_path / "cut", "tiny")
     until_epoch(start(plan, layout), 3)
     assert [path.name for path in sorted(layout.root.glob("trials/*/resume-*"))] == [
@@ -237,11 +244,40 @@ def test_the_memory_of_this_process_is_known() -> None:
     assert watch.resident_bytes() - before >= 0.9 * held.nbytes
 
 
+@pytest.mark.parametrize(
+    ("epoch_s", "write_s", "written"),
+    [
+        (10.0, 0.0, []),
+        (50.0, 0.0, [2, 4, 6, 8]),
+        (50.0, 4.0, [2, 6]),
+        (300.0, 0.0, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_a_kill_costs_two_minutes_or_an_epoch_and_writing_little(
+    epoch_s: float, write_s: float, written: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def save(_tensors: object, _file: object) -> None:
+        clock[0] += write_s
+
+    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(resume, "save_file", save)
+    checkpoints = resume.Checkpoints(Layout(tmp_path, "tiny"), "unit")
+    epochs = []
+    for epoch in range(1, 9):
+        clock[0] += epoch_s
+        if checkpoints.is_due():
+            epochs.append(epoch)
+            checkpoints.write(Snapshot({}, epoch, epoch, 1, ()), None)
+    assert epochs == written
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no manifest"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     damage: str, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "PAYS", 0.0)
+    write_at_every_epoch(monkeypatch)
     layout = Layout(tmp_path, "tiny")
     until_epoch(start(plan, layout), 3)
     newest = max(layout.root.glob("trials/*/resume-*"))
@@ -402,7 +438,7 @@ def test_trials_with_a_trunk_in_common_come_to_what_each_comes_to_alone_also_aft
     alone = [all_of(start(plan, Layout(tmp_path, "one"), Assignment(member))) for member in unit.members]
     expected = {end.key: replace(end, checkpoint=None) for single in alone for end in ends(single)}
     layout = Layout(tmp_path, "tiny")
-    monkeypatch.setattr(resume, "PAYS", 0.0)
+    write_at_every_epoch(monkeypatch)
     if cut:
         until_epoch(start(plan, layout), cut)
 

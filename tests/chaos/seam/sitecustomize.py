@@ -279,6 +279,7 @@ class Seam:
                 self.training(module)
             case "finetune_sweep.tune.resume":
                 setattr(module, "PAYS", self.pays)  # noqa: B010 - the same
+                setattr(module, "MAY_LOSE_S", 0.0)  # noqa: B010 - the same
 
 
 HOOKED = frozenset(
