@@ -64,13 +64,14 @@ def accuracy(workload: str, ours: str, peer: str) -> Target:
 
 
 def same_winner(workload: str, ours: str, peer: str) -> Target:
-    """The same winner as a peer's (shown as 0), or mean accuracy within one paired standard error."""
+    """A winner that is one of the peer's too (shown as 0), or mean accuracy within one paired standard error."""
     left, right = (workload, ours), (workload, peer)
 
     def value(results: Results) -> tuple[float, str, str]:
         mine, theirs = results[left][0].trials, results[right][0].trials
-        if table.winner(mine) == table.winner(theirs):
-            return 0.0, "same winner", ""
+        best, their_best = table.winners(mine), table.winners(theirs)
+        if best & their_best:
+            return 0.0, f"same winner, of {len(best)} and {len(their_best)} with the highest accuracy", ""
         found = table.accuracy_difference(mine, theirs)
         errors = abs(found.mean) / found.error if found.error else float(found.mean != 0) * float("inf")
         return errors, f"another winner; {errors:.2f} paired standard errors apart ({found})", ""

@@ -228,7 +228,8 @@ def test_trials_of_two_sides_are_compared_by_their_configuration() -> None:
     theirs = [outcome(2e-3, 0.5, 0.4), outcome(1e-3, 0.5, 0.6)]
     # after the last epochs: 0.7 - 0.6 and 0.6 - 0.4
     assert table.accuracy_difference(ours, theirs).mean == pytest.approx(0.15)
-    assert dict(table.winner(ours))["learning_rate"] == "0.001"
+    assert [dict(name)["learning_rate"] for name in table.winners(ours)] == ["0.001"]
+    assert len(table.winners([*ours, outcome(3e-3, 0.7)])) == 2
     with pytest.raises(ValueError, match="not the same trials"):
         table.accuracy_difference(ours, theirs[:1])
 
