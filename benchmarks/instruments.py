@@ -106,7 +106,7 @@ def train_nothing() -> None:
 
 
 class NoopTrainable(UnitTrainable):
-    """A worker that loads what a worker loads at its start, and trains nothing."""
+    """A worker that starts as any other, and loads neither model nor rows, since no unit asks for them."""
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next unit."""

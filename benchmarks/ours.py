@@ -17,15 +17,38 @@ from finetune_sweep.layout import Layout
 from finetune_sweep.record import replay
 from finetune_sweep.yamlio import Value
 
-LEVERS: Final[Mapping[str, str]] = {
-    "share_trajectories": "w12",
-    "unpadding": "w12",
-    "prefix_cache": "w54",
-    "fuse_heads": "w64",
+FP32: Final = "training.precision=fp32"
+BF16: Final = "training.precision=bf16"
+_NO_SHARING, _NO_UNPADDING, _NO_CACHE, _NO_STACKS = (
+    f"speed.{name}=false" for name in ("share_trajectories", "unpadding", "prefix_cache", "fuse_heads")
+)
+LEVERS_OFF: Final = (_NO_SHARING, _NO_UNPADDING, _NO_CACHE, _NO_STACKS)
+"""What the plain path switches off."""
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A switch below `speed` in a sweep file, and how its gain is measured: a workload with it, and without.
+
+    Args:
+        off: As for `--set`.
+        workload: By its name.
+        alike: Set both times: what would be switched off with it, since it needs it.
+        on: The variant that has it.
+    """
+
+    off: str
+    workload: str
+    alike: tuple[str, ...] = ()
+    on: str = "ours"
+
+
+LEVERS: Final = {
+    "share_trajectories": Lever(_NO_SHARING, "w12"),
+    "unpadding": Lever(_NO_UNPADDING, "w12", (_NO_CACHE, _NO_STACKS), "with-unpadding"),
+    "prefix_cache": Lever(_NO_CACHE, "w54", (BF16, _NO_STACKS), "with-prefix_cache"),
+    "fuse_heads": Lever(_NO_STACKS, "w64"),
 }
-"""The switches below `speed` in a sweep file, each with the workload on which it is switched off alone. The plain path
-has all of them off."""
-LEVERS_OFF: Final = tuple(f"speed.{name}=false" for name in LEVERS)
 
 
 @dataclass(frozen=True)
@@ -43,21 +66,22 @@ class Ours:
     hogs: int = 0
 
 
-FP32: Final = "training.precision=fp32"
-BF16: Final = "training.precision=bf16"
-
 VARIANTS: Final[Mapping[str, Ours]] = {
     "ours": Ours(),  # the file as it is
     "ours-fp32": Ours((FP32,)),
     "ours-bf16": Ours((BF16,)),
     "ours-best": Ours((BF16, "metric.epoch=best")),
     "plain-fp32": Ours((FP32, *LEVERS_OFF)),
+    "packed-fp32": Ours(
+        (FP32, _NO_SHARING, _NO_CACHE, _NO_STACKS)
+    ),  # draws the dropout masks that ours draws
     "ours-one-slot": Ours(("max_concurrent=1",)),
     "ours-one-core": Ours(one_core=True),
     "ours-hog": Ours(one_core=True, hogs=1),
     "ours-gpu-1": Ours((BF16, "resources_per_trial.gpu=1")),
     "ours-gpu-8": Ours((BF16, "resources_per_trial.gpu=0.125")),  # eight at a time on one GPU
-    **{f"without-{name}": Ours((f"speed.{name}=false",)) for name in LEVERS},
+    **{lever.on: Ours(lever.alike) for lever in LEVERS.values() if lever.alike},
+    **{f"without-{name}": Ours((*lever.alike, lever.off)) for name, lever in LEVERS.items()},
 }
 
 

@@ -159,7 +159,8 @@ class Store:
     def _material(self, workload: str) -> Recipe:
         """What the passes of a workload share; made by a process of its own when it is first needed."""
         file = workload_file(workload)
-        folder = self._folder / "material" / f"{workload}-{_digest(*_texts([file, *_SPACES]))}"
+        makers = [*sorted((ROOT / "finetune_sweep").rglob("*.py")), ROOT / "benchmarks" / "material.py"]
+        folder = self._folder / "material" / f"{workload}-{_digest(*_texts([file, *_SPACES, *makers]))}"
         if not (folder / "recipe.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             line = [sys.executable, "-m", "benchmarks.material", str(file), str(folder)]

@@ -71,8 +71,8 @@ BENCH: Final = (
     Entry("w12", "n1", 1),
     Entry("w12", "n2", 1),
     Entry("w12", "h", 1),
-    Entry("noop", "noop", 1),
-    Entry("noop", "n0-noop", 1),
+    Entry("noop", "noop", 2),
+    Entry("noop", "n0-noop", 2),
 )
 FULL: Final = (
     *BENCH,
@@ -84,6 +84,7 @@ FULL: Final = (
     Entry("w54", "ours-best", 2),
     Entry("w54", "n3", 2),
     Entry("w54", "n0", 2),
+    Entry("w54", "packed-fp32", 1),
     Entry("w54", "plain-fp32", 1),
     Entry("w54", "n2-fp32", 1),
     Entry("w_linear", "ours-bf16", 2),
@@ -92,7 +93,8 @@ FULL: Final = (
     Entry("w64", "n0", 1),
     Entry("noop_2000", "noop", 1),
     Entry(QUICK_SWEEP, "ours", 1),
-    *(Entry(workload, f"without-{name}", 1) for name, workload in LEVERS.items()),
+    *(Entry(lever.workload, lever.on, 1) for lever in LEVERS.values() if lever.alike),
+    *(Entry(lever.workload, f"without-{name}", 1) for name, lever in LEVERS.items()),
 )
 GPU: Final = (
     Entry("w54", "ours-gpu-8", 2),

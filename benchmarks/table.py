@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from benchmarks.passes import Result
 from benchmarks.peers.recipe import Outcome
@@ -14,8 +14,6 @@ from benchmarks.peers.recipe import Outcome
 Verdict = Literal["ok", "missed", "not run", "no ratio: busy machine", ""]
 Results = Mapping[tuple[str, str], Sequence[Result]]
 """By workload and variant: the attempt that counts of each pass."""
-EXACT: Final = 1e-5
-"""How far a loss in fp32 may be from that of the plain path where nothing draws other random numbers (rule 3)."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +151,11 @@ def accuracy_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> P
     return paired([left[name] for name in left], [right[name] for name in left])
 
 
-def winners(trials: Sequence[Outcome]) -> set[tuple[tuple[str, str], ...]]:
-    """The trials with the highest accuracy in their last epoch: of so few rows, often more than one."""
+def winner(trials: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
+    """The best trial by its last epoch; ties go to the fewest epochs, then to the order of the names."""
     accuracies = last_accuracies(trials)
-    return {name for name, accuracy in accuracies.items() if accuracy == max(accuracies.values())}
+    epochs = {cell(trial): len(trial.history) for trial in trials}
+    return min(accuracies, key=lambda name: (-accuracies[name], epochs[name], name))
 
 
 def largest_loss_difference(ours: Sequence[Outcome], plain: Sequence[Outcome]) -> float:

@@ -228,8 +228,7 @@ def test_trials_of_two_sides_are_compared_by_their_configuration() -> None:
     theirs = [outcome(2e-3, 0.5, 0.4), outcome(1e-3, 0.5, 0.6)]
     # after the last epochs: 0.7 - 0.6 and 0.6 - 0.4
     assert table.accuracy_difference(ours, theirs).mean == pytest.approx(0.15)
-    assert [dict(name)["learning_rate"] for name in table.winners(ours)] == ["0.001"]
-    assert len(table.winners([*ours, outcome(3e-3, 0.7)])) == 2
+    assert dict(table.winner(ours))["learning_rate"] == "0.001"
     with pytest.raises(ValueError, match="not the same trials"):
         table.accuracy_difference(ours, theirs[:1])
 
@@ -318,6 +317,22 @@ def test_the_sides_take_turns() -> None:
         "w.b.2",
         "v.c.1",
     ]
+
+
+def test_losses_of_heads_alone_may_differ_more_than_others() -> None:
+    def trials(loss: float, head_loss: float) -> list[Outcome]:
+        return [
+            Outcome({"freeze_depth": depth}, [Point(1, 0.5, each)])
+            for depth, each in ((0, loss), (3, 0.5), (6, head_loss))
+        ]
+
+    target = targets.equals_packed("w54")
+    for other, part in ((trials(0.5, 0.5), 0.0), (trials(0.50002, 0.5), 2.0), (trials(0.5, 0.50005), 0.5)):
+        sides = (("ours-fp32", trials(0.5, 0.5)), ("packed-fp32", other))
+        results = {
+            ("w54", side): [dataclasses.replace(result(side, 1.0), trials=found)] for side, found in sides
+        }
+        assert target.value(results)[0] == pytest.approx(part)
 
 
 # ------------------------------------------------------------------------------------------------ measuring

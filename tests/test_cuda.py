@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from finetune_sweep.events import UnitStarted
 from finetune_sweep.journal import read
 from finetune_sweep.settings import Training
-from finetune_sweep.train import heads
+from finetune_sweep.train import heads, loop
 from finetune_sweep.train.loop import fit, start
 from tests.commands import command, layout, trials
 from tests.train.runs import NEW, assert_same_weights, bert, job_for, split, trained
@@ -74,6 +74,19 @@ def test_heads_that_are_trained_together_come_to_what_each_comes_to_alone(tmp_pa
     assert isinstance(state, heads.Heads)
     for index, job in enumerate(jobs):
         assert_near(list(fit(job, start(job, bert(), NEW))), found[index])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_step_waits_for_the_one_before(precision: Literal["fp32", "bf16"]) -> None:
+    job = job_on_gpu(precision)
+    state = start(job, bert(), NEW)
+    loop._train(job.at(1), state, 1, lambda: False)  # what happens once happens here
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loop._train(job.at(1), state, 2, lambda: False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.step == 2
 
 
 def test_a_training_goes_on_from_a_snapshot_as_if_it_had_not_stopped() -> None:

@@ -39,6 +39,8 @@ def test_a_sweep_ends_with_a_model_and_goes_on_where_its_file_is_edited(write_sw
     before = trials(sweep)
     assert [trial["state"] for trial in before.values()] == ["finished"] * 4
     assert [trial["epochs_done"] for trial in before.values()] == [1, 2, 1, 2]
+    started = [entry.event for entry in read(layout(sweep)) if isinstance(entry.event, UnitStarted)]
+    assert {event.worker.threads for event in started} == {1}
     check_best(folder / "runs" / "tiny" / "best")
     check_mlflow(folder, before)
 

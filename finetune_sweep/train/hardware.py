@@ -59,14 +59,26 @@ def describe() -> dict[str, str | int]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count() or 1,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         **{name: importlib.metadata.version(name) for name in packages},
     }
 
 
-def _processor() -> str:
+def computer(device: str) -> str:
+    """What computes on a device, as far as digits depend on it: the GPU, or the processor and the threads on it."""
+    import torch
+
+    return (
+        torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads"
+    )
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no path of the user's
             names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))

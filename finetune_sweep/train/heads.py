@@ -11,7 +11,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -23,9 +23,11 @@ from torch.nn import functional
 from finetune_sweep.errors import TrialError
 from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import layers, loop, optim
+from finetune_sweep.train.memory import unless_out_of_memory
 from finetune_sweep.train.packing import LABELS, Logits, apply_head, forward_of, shallow
 from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, derive_seed
+from finetune_sweep.train.transfer import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,11 +83,15 @@ class Heads:
 
     Args:
         model: Whose head is trained, on its device; used to evaluate one member after another.
+        states: Of the training rows, shape `(rows, hidden)`.
+        labels: Of the same rows.
         stacked: The tensors that training changes, by name, of shape `(members, ...)`.
         members: In the order of the stack.
     """
 
     model: PreTrainedModel
+    states: Tensor
+    labels: Tensor
     stacked: Mapping[str, Tensor]
     members: Sequence[Member]
 
@@ -98,8 +104,16 @@ def start(jobs: Sequence[Job], model: PreTrainedModel, new_parameters: Sequence[
             seed, epochs and early stopping.
         model: With its pretrained tensors.
         new_parameters: Names of the parameters that were not pretrained.
+
+    Raises:
+        TrialError: If the rows have no states.
     """
     first = jobs[0]
+    rows = np.arange(len(first.train))
+    states = states_of(first.train, rows)
+    if states is None:
+        raise TrialError("heads are trained together on states, and these rows have none")
+    labels = first.task.collate(first.train, rows, first.pad_token_id)[LABELS]
     layers.freeze(model, first.arch, first.depth)
     drawn: list[dict[str, Tensor]] = []
     for job in jobs:
@@ -113,7 +127,7 @@ def start(jobs: Sequence[Job], model: PreTrainedModel, new_parameters: Sequence[
         own = {name: nn.Parameter(tensor[index]) for name, tensor in stacked.items()}
         changed = {name: parameter.data for name, parameter in own.items()}
         members.append(Member(job, changed, optim.build_optimizer(model, job.settings, own)))
-    return Heads(model, stacked, members)
+    return Heads(model, states.to(first.device), labels.to(first.device), stacked, members)
 
 
 def fit(heads: Heads, on_step: Callable[[], None]) -> Iterator[Sequence[tuple[int, Evaluation | TrialError]]]:
@@ -127,7 +141,7 @@ def fit(heads: Heads, on_step: Callable[[], None]) -> Iterator[Sequence[tuple[in
         on_step: Called before each step.
 
     Raises:
-        TrialError: If memory runs out.
+        TrialError: `out_of_memory` if the step of one member alone, or the states of optimizers, do not fit.
     """
     for epoch in itertools.count(1):
         active = [index for index, member in enumerate(heads.members) if member.trains(epoch)]
@@ -142,7 +156,7 @@ def fit(heads: Heads, on_step: Callable[[], None]) -> Iterator[Sequence[tuple[in
             try:
                 if member.failure is not None:
                     raise member.failure
-                evaluation = _evaluate(heads.model, member, epoch, seen[index], seconds)
+                evaluation = _evaluate(heads, member, epoch, seen[index], seconds)
                 member.history.append(evaluation)
                 told.append((index, evaluation))
             except TrialError as failure:
@@ -167,11 +181,6 @@ def _train_epoch(
 ) -> dict[int, _Seen]:
     job = heads.members[active[0]].job
     rows, size = len(job.train), job.settings.batch_size
-    features = states_of(job.train, np.arange(rows))
-    if features is None:
-        raise TrialError("heads are trained together on states, and these rows have none")
-    features = features.to(job.device)
-    labels = job.task.collate(job.train, np.arange(rows), job.pad_token_id)[LABELS].to(job.device)
     seen = {}
     for index in active:
         seed = heads.members[index].job.seed
@@ -184,8 +193,8 @@ def _train_epoch(
         running = [index for index in active if heads.members[index].failure is None]
         first = step % steps * size
         batch = torch.from_numpy(np.stack([seen[index].order[first : first + size] for index in running]))
-        batch = batch.to(job.device)
-        _step(heads, running, head, _Batch(features[batch], labels[batch], epoch, step), seen)
+        batch = to_device(batch, job.device)
+        _step(heads, running, head, _Batch(heads.states[batch], heads.labels[batch], epoch, step), seen)
     return seen
 
 
@@ -202,10 +211,41 @@ class _Batch:
 def _step(
     heads: Heads, running: Sequence[int], head: _Head, batch: _Batch, seen: Mapping[int, _Seen]
 ) -> None:
-    """Takes one optimizer step with each running member; notes what each head said, and who diverged."""
+    """Takes one optimizer step with each running member; notes what each head said, and who diverged.
+
+    Where they do not fit into memory together, half of them go first: none depends on its company.
+    """
     members = [heads.members[index] for index in running]
-    job = members[0].job
-    masks = head.masks([member.job.seed for member in members], batch)
+    computed = unless_out_of_memory(lambda: _gradients(heads, running, head, batch))
+    if computed is None:
+        if len(running) == 1:
+            raise TrialError("out of memory while training one head", "out_of_memory")
+        middle = len(running) // 2
+        for half in (slice(middle), slice(middle, None)):
+            part = replace(batch, states=batch.states[half], labels=batch.labels[half])
+            _step(heads, running[half], head, part, seen)
+        return
+    gradients, sums, logits = computed
+    if unless_out_of_memory(lambda: _update(members, gradients, batch.step)) is None:
+        raise TrialError("out of memory for the states of the optimizers", "out_of_memory")
+    for place, index in enumerate(running):
+        seen[index].losses.append(sums[place])
+        seen[index].logits.append(logits[place])
+    if members[0].job.device == "cpu":
+        _note_divergence(members, sums.tolist(), batch.epoch, batch.step + 1)
+
+
+def _gradients(
+    heads: Heads, running: Sequence[int], head: _Head, batch: _Batch
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What a step of some members needs.
+
+    Returns:
+        The gradients of their mean losses, by name, `(members, ...)`; the sums of the losses, `(members,)`; the
+        logits, `(members, rows, classes)`.
+    """
+    job = heads.members[running[0]].job
+    masks = head.masks([heads.members[index].job.seed for index in running], batch)
     everyone = len(running) == len(heads.members)
     inputs = {
         name: (tensor if everyone else tensor[running]).detach().requires_grad_()
@@ -225,16 +265,11 @@ def _step(
     sums = losses.sum(1)
     (sums / batch.labels.shape[1]).sum().backward()
     gradients = {name: tensor.grad for name, tensor in inputs.items() if tensor.grad is not None}
-    _update(members, gradients, batch.step)
-    for place, index in enumerate(running):
-        seen[index].losses.append(sums[place].detach())
-        seen[index].logits.append(logits[place].detach())
-    if job.device == "cpu":
-        _note_divergence(members, sums.tolist(), batch.epoch, batch.step + 1)
+    return gradients, sums.detach(), logits.detach()
 
 
-def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: int) -> None:
-    """Clips each member's gradient and moves its weights."""
+def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: int) -> int:
+    """Clips each member's gradient and moves its weights, one after the other; returns how many."""
     scales = _clip(gradients, [member.job.settings.max_grad_norm for member in members])
     for place, member in enumerate(members):
         optim.set_learning_rate(member.optimizer, loop.rate_at(member.job, step, member.history))
@@ -243,6 +278,7 @@ def _update(members: Sequence[Member], gradients: Mapping[str, Tensor], step: in
                 gradient = gradients[name][place]
                 parameter.grad = gradient if scales is None else gradient * scales[place]
         member.optimizer.step()
+    return len(members)
 
 
 def _note_divergence(members: Sequence[Member], losses: Sequence[float], epoch: int, step: int) -> None:
@@ -260,15 +296,13 @@ def _clip(gradients: Mapping[str, Tensor], limits: Sequence[float]) -> Tensor | 
     # One after the other: a reduction over a short axis is rounded by how many members stand beside it.
     norms = [torch.linalg.vector_norm(gradient.flatten(1), dim=1) for gradient in gradients.values()]
     total = functools.reduce(torch.add, [norm.square() for norm in norms]).sqrt()
-    limit = torch.tensor(limits, device=total.device)
+    limit = to_device(torch.tensor(limits), total.device)
     return torch.where(limit > 0, (limit / (total + 1e-6)).clamp(max=1.0), 1.0)
 
 
-def _evaluate(
-    model: PreTrainedModel, member: Member, epoch: int, seen: _Seen, train_seconds: float
-) -> Evaluation:
+def _evaluate(heads: Heads, member: Member, epoch: int, seen: _Seen, train_seconds: float) -> Evaluation:
     """The member's evaluation, computed by the model as for any training."""
-    job, started = member.job, time.perf_counter()
+    model, job, started = heads.model, member.job, time.perf_counter()
     step = epoch * loop.steps_per_epoch(job)
     mean = float(torch.stack(seen.losses).cpu().double().sum()) / len(job.train)
     loop.check_loss(mean, epoch, step)
@@ -293,7 +327,7 @@ def _evaluate(
         train_loss=mean,
         learning_rate=loop.rate_at(job, step - 1, member.history),
         metrics=metrics,
-        train_metrics=_train_metrics(job, seen),
+        train_metrics=_train_metrics(job, heads.labels, seen),
         train_seconds=train_seconds,
         eval_seconds=time.perf_counter() - started,
         micro_batch=job.settings.batch_size,
@@ -301,8 +335,8 @@ def _evaluate(
     )
 
 
-def _train_metrics(job: Job, seen: _Seen) -> dict[str, float]:
-    labels = job.task.collate(job.train, seen.order, job.pad_token_id)[LABELS].to(job.device)
+def _train_metrics(job: Job, labels: Tensor, seen: _Seen) -> dict[str, float]:
+    labels = labels[to_device(torch.from_numpy(seen.order), job.device)]
     output: Output = Logits(torch.cat(seen.logits))
     said = job.task.predict(output, {LABELS: labels}, job.task.losses(output, {LABELS: labels}))
     predictions = Predictions.join([said.stored()], seen.order)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from finetune_sweep.tasks.arrays import Batch, Encoded, Predictions, Said
 from finetune_sweep.tasks.contract import Output, Task
 from finetune_sweep.train import adapters, layers, optim, strategies
 from finetune_sweep.train.adversarial import fast_gradient
+from finetune_sweep.train.memory import in_halves, unless_out_of_memory
 from finetune_sweep.train.packing import LABELS, STATES, Forward, forward_of
 from finetune_sweep.train.prefix_cache import states_of
 from finetune_sweep.train.state import Evaluation, Job, LoopState, Pending, Precision, derive_seed
+from finetune_sweep.train.transfer import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,10 +35,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from finetune_sweep.settings import EarlyStopping
-
-T = TypeVar("T")
-
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def start(job: Job, model: PreTrainedModel, new_parameters: Sequence[str]) -> LoopState:
@@ -139,26 +137,18 @@ def evaluate(
     """
     forward.model.eval()  # type: ignore[no-untyped-call]  # transformers'
 
-    def predict(rows: NDArray[np.int64]) -> list[Predictions]:
-        def compute() -> Predictions:
-            batch = _collate(task, encoded, rows, pad_token_id)
-            output, labels = _compute(forward, batch, device, precision), _labels(batch, device)
-            losses = task.losses(output, labels)
-            with _in_precision(device, precision):
-                return task.respond(forward.model, output, {**batch, **labels}, losses).stored()
-
-        predictions = _unless_out_of_memory(compute)
-        if predictions is not None:
-            return [predictions]
-        if len(rows) == 1:
-            raise TrialError("out of memory while evaluating one row at a time", "out_of_memory")
-        middle = len(rows) // 2
-        return [*predict(rows[:middle]), *predict(rows[middle:])]
+    def predict(rows: NDArray[np.int64]) -> Predictions:
+        batch = _collate(task, encoded, rows, pad_token_id)
+        output, labels = _compute(forward, batch, device, precision), _labels(batch, device)
+        losses = task.losses(output, labels)
+        with _in_precision(device, precision):
+            return task.respond(forward.model, output, {**batch, **labels}, losses).stored()
 
     order, size = np.argsort(encoded.lengths(), kind="stable"), task.evaluation_batch
     with adapters.merged(forward.model), torch.inference_mode():
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        return Predictions.join([part for rows in batches for part in predict(rows)], order)
+        parts = [part for rows in batches for part in in_halves(rows, predict, "evaluating")]
+        return Predictions.join(parts, order)
 
 
 def steps_per_epoch(job: Job) -> int:
@@ -248,13 +238,13 @@ def _finish_epoch(job: Job, state: LoopState) -> tuple[float, dict[str, float]]:
 
 def _train_step(job: Job, state: LoopState, rows: NDArray[np.int64]) -> tuple[Tensor, list[Said]]:
     """Takes one optimizer step, in micro-batches that fit into memory; returns what `_accumulate` does."""
-    while (computed := _unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
+    while (computed := unless_out_of_memory(lambda: _accumulate(job, state, rows))) is None:
         state.optimizer.zero_grad(set_to_none=True)
         micro_batch = min(state.micro_batch, len(rows))
         if micro_batch == 1:
             raise TrialError("out of memory while training on one example at a time", "out_of_memory")
         state.micro_batch = math.ceil(micro_batch / 2)
-    step = _unless_out_of_memory(lambda: _update(job, state))
+    step = unless_out_of_memory(lambda: _update(job, state))
     if step is None:
         # The first step allocates the moments; what a smaller micro-batch would save is free by then.
         raise TrialError("out of memory for the state of the optimizer", "out_of_memory")
@@ -330,24 +320,7 @@ def _in_precision(device: str, precision: Precision) -> torch.autocast:
 
 def _labels(batch: Batch, device: str) -> Batch:
     """What losses and metrics need of a batch, where its logits are."""
-    return {LABELS: batch[LABELS].to(device)}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the host's or the accelerator's memory is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def _unless_out_of_memory(compute: Callable[[], T]) -> T | None:
-    """Returns what was computed, or None if memory ran out; by then the error holds no tensors any more."""
-    try:
-        return compute()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
+    return {LABELS: to_device(batch[LABELS], device)}
 
 
 def check_loss(loss: float, epoch: int, step: int) -> None:

@@ -87,7 +87,7 @@ def build_optimizer(
     """Builds the optimizer over the parameters that require gradients.
 
     AdamW (Loshchilov & Hutter 2019) keeps torch's betas (0.9, 0.999) and eps 1e-8, and is fused where that is
-    safe (on a CPU a seventh of the time of the loop). SGD is w - lr * (gradient + weight_decay * w), without
+    safe. SGD is w - lr * (gradient + weight_decay * w), without
     momentum. Adafactor (Shazeer & Stern 2018) is torch's with its defaults: the learning rate, at most 1 / sqrt(step),
     is relative to each tensor's root mean square.
 

@@ -19,6 +19,7 @@ from finetune_sweep.tasks.arrays import Batch
 from finetune_sweep.tasks.contract import Output
 from finetune_sweep.train.architecture import Architecture
 from finetune_sweep.train.families import Entrance
+from finetune_sweep.train.transfer import to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,15 +179,15 @@ def pack(batch: Batch, arch: Architecture, pad_token_id: int, device: str) -> Pa
     rows = Rows(
         count=len(ids),
         longest=ids.shape[1],
-        slots=None if is_full else mask.flatten().nonzero()[:, 0].to(device),
-        mask=None if is_full else mask[:, None, None, :].to(device),
+        slots=None if is_full else to_device(mask.flatten().nonzero()[:, 0], device),
+        mask=None if is_full else to_device(mask[:, None, None, :], device),
     )
     types = batch.get("token_type_ids")
     return Packed(
-        token_type_ids=None if types is None else types[mask][None].to(device),
-        input_ids=ids[mask][None].to(device),
-        position_ids=positions[mask][None].to(device),
-        read=(lengths.cumsum(0) - lengths + read).to(device),
+        token_type_ids=None if types is None else to_device(types[mask][None], device),
+        input_ids=to_device(ids[mask][None], device),
+        position_ids=to_device(positions[mask][None], device),
+        read=to_device(lengths.cumsum(0) - lengths + read, device),
         rows=rows,
     )
 
@@ -270,7 +271,7 @@ class PackedModel:
 
         States after the last block are one for each row: those that the head reads.
         """
-        states = batch[STATES].to(self.model.device) if STATES in batch else None
+        states = to_device(batch[STATES], self.model.device) if STATES in batch else None
         if self._is_head and states is not None:
             return Logits(apply_head(self.model, self._arch, states))
         pad_token_id = self.model.config.pad_token_id
@@ -299,7 +300,9 @@ class PaddedModel:
 
     def __call__(self, batch: Batch) -> Output:
         """Computes a batch that lies on the CPU."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name != LABELS}
+        inputs = {
+            name: to_device(tensor, self.model.device) for name, tensor in batch.items() if name != LABELS
+        }
         output: Output = self.model(**inputs)
         return output
 

@@ -9,6 +9,7 @@ is opened, and the copies that were not used for the longest time make room for 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
@@ -24,9 +25,12 @@ import torch
 from finetune_sweep.durable import MANIFEST, folder_aside, remove_folder
 from finetune_sweep.tasks.arrays import Encoded, Ragged
 from finetune_sweep.tasks.contract import Task
+from finetune_sweep.train import hardware
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.data import hash_of, is_sound, sole_owner
+from finetune_sweep.train.memory import in_halves
 from finetune_sweep.train.packing import STATES, Body, pack
+from finetune_sweep.train.transfer import to_device
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,6 +100,7 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
 
     Raises:
         StorageError: If the disk refuses.
+        TrialError: `out_of_memory` if the states of one row are too much.
     """
     home = place.folder / hash_of([_FORMAT, *place.identity, *_circumstances(source)])
     target = home / _name(source, blocks)
@@ -138,7 +143,8 @@ def states_of(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor | None:
 def _circumstances(source: Source) -> list[str]:
     """What else decides on the digits of a state."""
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")]
-    return [source.task.name, source.precision, source.model.device.type, *versions]
+    computer = hardware.computer(source.model.device.type)
+    return [source.task.name, source.precision, source.model.device.type, computer, *versions]
 
 
 def _lengths(source: Source, blocks: int) -> NDArray[np.int64]:
@@ -175,8 +181,8 @@ def _computed(
     model.eval()  # type: ignore[no-untyped-call]  # transformers'
     body = Body(model, source.arch, first, blocks)
     order = np.argsort(encoded.lengths(), kind="stable")
-    for start in range(0, len(order), _ROWS):
-        rows = order[start : start + _ROWS]
+
+    def compute(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         batch = source.task.collate(encoded, rows, source.pad_token_id)
         packed = pack(batch, source.arch, source.pad_token_id, str(model.device))
         given = None if before is None else states_of(before, rows)
@@ -184,33 +190,43 @@ def _computed(
             torch.inference_mode(),
             torch.autocast(model.device.type, torch.bfloat16, enabled=source.precision == "bf16"),
         ):
-            states = body(packed, None if given is None else given.to(model.device))
+            states = body(packed, None if given is None else to_device(given, model.device))
         if blocks == source.arch.blocks:
             states = states.index_select(0, packed.read)
-        yield rows, states.float().cpu().numpy()
+        return states.float().cpu().numpy()
+
+    for start in range(0, len(order), _ROWS):
+        rows = order[start : start + _ROWS]
+        yield rows, np.concatenate(in_halves(rows, compute, "computing the states of frozen blocks"))
 
 
 def _shallower(blocks: int, home: Path) -> tuple[int | None, Encoded | None]:
     """The whole copy with the most blocks behind it below `blocks`."""
     for fewer in range(blocks - 1, 0, -1):
         folder = home / f"{fewer:04d}"
-        if folder.exists() and is_sound(folder):
-            return fewer, Encoded.load(folder)
+        if not folder.exists():
+            continue
+        with sole_owner(folder):  # nobody takes it away before it is mapped
+            if is_sound(folder):
+                return fewer, Encoded.load(folder)
     return None, None
 
 
 def _make_room(needed_bytes: int, place: Place) -> bool:
-    """Removes what was not used for the longest time until the copy fits; False if it cannot."""
+    """Removes what was not used for the longest time until the copy fits; False if it cannot.
+
+    Copies that others are making count with their whole size. One process looks at a time.
+    """
     if needed_bytes > place.cap_bytes:
         return False
-    manifests = sorted(place.folder.glob(f"*/*/{MANIFEST}"), key=lambda file: file.stat().st_mtime)
-    sizes = {manifest.parent: _size(manifest.parent) for manifest in manifests}
-    used = sum(sizes.values())
-    for folder, size in sizes.items():
-        if _fits(needed_bytes, used, place):
-            break
-        used -= size if _remove_unused(folder) else 0
-    return _fits(needed_bytes, used, place)
+    with sole_owner(place.folder / "room"):
+        sizes = {folder: _size(folder) for folder in place.folder.glob("*/*") if folder.is_dir()}
+        used = sum(sizes.values())
+        for folder in sorted(sizes, key=_used_at):
+            if _fits(needed_bytes, used, place):
+                break
+            used -= sizes[folder] if _remove_unused(folder) else 0
+        return _fits(needed_bytes, used, place)
 
 
 def _fits(needed_bytes: int, used_bytes: int, place: Place) -> bool:
@@ -218,13 +234,29 @@ def _fits(needed_bytes: int, used_bytes: int, place: Place) -> bool:
     return used_bytes + needed_bytes <= place.cap_bytes and needed_bytes + place.min_free_bytes <= free
 
 
+def _used_at(folder: Path) -> float:
+    """When a copy was used last; one that is gone, or has no manifest, was never."""
+    with contextlib.suppress(FileNotFoundError):
+        return (folder / MANIFEST).stat().st_mtime
+    return 0.0
+
+
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
+    """The bytes of a copy; what vanishes in the meantime takes none."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            total += file.stat().st_size
+    return total
 
 
 def _remove_unused(folder: Path) -> bool:
-    """Deletes a copy unless a process makes or opens it; those that have it mapped keep what they see."""
-    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+    """Deletes a copy unless a process makes or opens it; those that have it mapped keep what they see.
+
+    Also what a process left that was killed while it made one: `folder_aside` names it `.NAME.PID.tmp`.
+    """
+    name = folder.name.split(".")[1] if folder.name.startswith(".") else folder.name
+    with folder.with_name(f"{name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PAYS: Final = 45.0
 """Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
 MAY_LOSE_S: Final = 120.0
-"""Training time that a kill may cost where an epoch takes less."""
+"""Training time that a kill may cost, where an epoch and `PAYS` times the writing take less."""
 _FIRST_WRITE_S: Final = 0.3
 _STATE: Final = "state.json"
 _TENSORS: Final = "state.safetensors"

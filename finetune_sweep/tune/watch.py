@@ -129,12 +129,12 @@ def stacks_of_hang(notes: Iterable[Path], keys: set[str]) -> str:
 
 
 def resident_bytes() -> int:
-    """The memory of this process that is in RAM; 0 where the system does not say."""
+    """The memory of this process alone that is in RAM, without mapped files; 0 where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
+        _size, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text(encoding="ascii").split())
+    except (OSError, ValueError):
         return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Growth:

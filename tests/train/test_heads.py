@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -161,3 +161,31 @@ def test_each_stops_early_by_itself(tmp_path: Path) -> None:
     found, _ = together(jobs, bert())
     assert [len(each) for each in found] == [2, 4]
     assert [each[-1].stopped for each in found] == [True, False]
+
+
+@pytest.mark.parametrize("fitting", [3, 1, 0])
+def test_members_that_do_not_fit_into_memory_together_take_their_steps_in_parts(
+    fitting: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = jobs_of(bert, DIFFERENT, tmp_path)
+    whole, state = together(jobs, bert())
+    compute = heads._gradients
+    sizes = []
+
+    def gradients(of: heads.Heads, running: Sequence[int], *rest: Any) -> Any:  # noqa: ANN401
+        if len(running) > fitting:
+            raise torch.OutOfMemoryError
+        sizes.append(len(running))
+        return compute(of, running, *rest)
+
+    monkeypatch.setattr(heads, "_gradients", gradients)
+    if not fitting:
+        with pytest.raises(TrialError, match="out of memory while training one head") as raised:
+            together(jobs, bert())
+        assert raised.value.failure == "out_of_memory"
+        return
+    parts, other = together(jobs, bert())
+    assert max(sizes) == min(fitting, 2)
+    assert parts == whole
+    for left, right in zip(state.members, other.members, strict=True):
+        assert_same_weights(dict(left.changed), dict(right.changed))

@@ -16,7 +16,8 @@ from finetune_sweep.settings import RECIPE_VERSION, EarlyStopping, Training
 from finetune_sweep.tasks.arrays import Batch, Encoded
 from finetune_sweep.tasks.contract import Mode
 from finetune_sweep.tasks.text_classification import TextClassification
-from finetune_sweep.train.loop import evaluate, fit, is_out_of_memory, start, stops_early
+from finetune_sweep.train.loop import evaluate, fit, start, stops_early
+from finetune_sweep.train.memory import is_out_of_memory
 from finetune_sweep.train.state import LoopState, derive_seed
 from tests.train.runs import NEW, assert_same_weights, bert, gpt2, job_for, packed, split, trained
 

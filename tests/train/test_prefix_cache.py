@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from finetune_sweep.durable import MANIFEST
+from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.text_classification import TextClassification
+from finetune_sweep.train import hardware
+from finetune_sweep.train.data import sole_owner
 from finetune_sweep.train.loop import evaluate
-from finetune_sweep.train.packing import STATES, forward_of
-from finetune_sweep.train.prefix_cache import Place, Source, blocks_to_keep, states_of, with_states
+from finetune_sweep.train.packing import STATES, Body, Packed, forward_of
+from finetune_sweep.train.prefix_cache import Place, Source, _bytes, blocks_to_keep, states_of, with_states
 from finetune_sweep.train.state import Job
 from tests.train.runs import bert, gpt2, job_for, split, trained
 
@@ -186,6 +189,59 @@ def test_what_does_not_fit_is_in_memory_where_a_text_is_one_state(tmp_path: Path
     held = with_states(source(rows), 2, place(tmp_path / "full", cap_bytes=0))
     assert np.array_equal(values(kept), values(held))
     assert not copies(tmp_path / "full")
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_where_memory_runs_out_the_states_are_computed_in_halves(
+    blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = split(ROWS, seed=3)
+    whole = values(with_states(source(rows), blocks, place(tmp_path / "whole")))
+    compute = Body.__call__
+
+    def limited(self: Body, packed: Packed, states: torch.Tensor | None = None) -> torch.Tensor:
+        if packed.rows.count > limit:
+            raise torch.OutOfMemoryError
+        return compute(self, packed, states)
+
+    monkeypatch.setattr(Body, "__call__", limited)
+    limit = 20
+    halved = values(with_states(source(rows), blocks, place(tmp_path / "halved")))
+    np.testing.assert_allclose(halved, whole, rtol=0, atol=1e-5)
+    limit = 0
+    with pytest.raises(TrialError, match="one row at a time") as raised:
+        with_states(source(rows), blocks, place(tmp_path / "none"))
+    assert raised.value.failure == "out_of_memory"
+    assert not list((tmp_path / "none").glob("*/[0-9]*/"))
+
+
+def test_a_copy_that_another_process_makes_counts_and_what_a_killed_one_left_makes_room(
+    tmp_path: Path,
+) -> None:
+    rows = split(ROWS, seed=3)
+    needed = _bytes(source(rows), 1)
+    half_made = tmp_path / "other" / ".0001.1.tmp"
+    half_made.mkdir(parents=True)
+    (half_made / "states.values.npy").write_bytes(bytes(needed))
+    tight = place(tmp_path, cap_bytes=2 * needed - 1)
+    with sole_owner(half_made.with_name("0001")):
+        assert with_states(source(rows), 1, tight) is None
+        assert half_made.exists()
+    assert with_states(source(rows), 1, tight) is not None
+    assert not half_made.exists()
+
+
+def test_copies_of_another_processor_or_of_other_threads_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums in another order differ in their last digits, and a promoted model is verified to the last digit."""
+    rows = split(ROWS, seed=3)
+    with_states(source(rows), 1, place(tmp_path))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    with_states(source(rows), 1, place(tmp_path))
+    monkeypatch.setattr(hardware, "processor", lambda: "another one")
+    with_states(source(rows), 1, place(tmp_path))
+    assert len(list(tmp_path.glob(f"*/0001/{MANIFEST}"))) == 3
 
 
 def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:

@@ -244,6 +244,15 @@ def test_the_memory_of_this_process_is_known() -> None:
     assert watch.resident_bytes() - before >= 0.9 * held.nbytes
 
 
+def test_a_mapped_file_is_no_memory_of_the_worker(tmp_path: Path) -> None:
+    """Else a cache of states would look as if the worker grew."""
+    np.save(tmp_path / "states.npy", np.ones(100 << 20, dtype=np.uint8))
+    mapped = np.load(tmp_path / "states.npy", mmap_mode="r")
+    before = watch.resident_bytes()
+    assert mapped.sum(dtype=np.int64) == mapped.size
+    assert watch.resident_bytes() - before < 0.1 * mapped.nbytes
+
+
 @pytest.mark.parametrize(
     ("epoch_s", "write_s", "written"),
     [
