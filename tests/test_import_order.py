@@ -87,6 +87,8 @@ ORDER = (
     "finetune_sweep.train.rows",
     "finetune_sweep.train.cleaning",
     "finetune_sweep.train.data",
+    "finetune_sweep.train.memory",
+    "finetune_sweep.train.transfer",
     "finetune_sweep.train.packing",
     "finetune_sweep.train.prefix_cache",
     "finetune_sweep.train.state",
