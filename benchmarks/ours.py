@@ -19,36 +19,45 @@ from finetune_sweep.yamlio import Value
 
 FP32: Final = "training.precision=fp32"
 BF16: Final = "training.precision=bf16"
-_NO_SHARING, _NO_UNPADDING, _NO_CACHE, _NO_STACKS = (
-    f"speed.{name}=false" for name in ("share_trajectories", "unpadding", "prefix_cache", "fuse_heads")
-)
-LEVERS_OFF: Final = (_NO_SHARING, _NO_UNPADDING, _NO_CACHE, _NO_STACKS)
+SWITCHES: Final = ("share_trajectories", "unpadding", "prefix_cache", "fuse_heads")
+"""Of the section `speed` of a sweep file."""
+
+
+def off(*switches: str) -> tuple[str, ...]:
+    """What switches these off, as for `--set`."""
+    return tuple(f"speed.{name}=false" for name in switches)
+
+
+LEVERS_OFF: Final = off(*SWITCHES)
 """What the plain path switches off."""
 
 
 @dataclass(frozen=True)
 class Lever:
-    """A switch below `speed` in a sweep file, and how its gain is measured: a workload with it, and without.
+    """How the gain of a switch is measured: a workload with it, and without.
 
     Args:
-        off: As for `--set`.
+        name: Of the switch.
         workload: By its name.
-        alike: Set both times: what would be switched off with it, since it needs it.
-        on: The variant that has it.
+        alike: Set both times, as for `--set`: what would be switched off with it, since it needs it.
     """
 
-    off: str
+    name: str
     workload: str
     alike: tuple[str, ...] = ()
-    on: str = "ours"
+
+    @property
+    def variants(self) -> tuple[str, str]:
+        """The name of the variant that has it, and of the one without."""
+        return f"with-{self.name}" if self.alike else "ours", f"without-{self.name}"
 
 
-LEVERS: Final = {
-    "share_trajectories": Lever(_NO_SHARING, "w12"),
-    "unpadding": Lever(_NO_UNPADDING, "w12", (_NO_CACHE, _NO_STACKS), "with-unpadding"),
-    "prefix_cache": Lever(_NO_CACHE, "w54", (BF16, _NO_STACKS), "with-prefix_cache"),
-    "fuse_heads": Lever(_NO_STACKS, "w64"),
-}
+LEVERS: Final = (
+    Lever("share_trajectories", "w12"),
+    Lever("unpadding", "w12", off("prefix_cache", "fuse_heads")),
+    Lever("prefix_cache", "w54", (BF16, *off("fuse_heads"))),
+    Lever("fuse_heads", "w64"),
+)
 
 
 @dataclass(frozen=True)
@@ -72,16 +81,15 @@ VARIANTS: Final[Mapping[str, Ours]] = {
     "ours-bf16": Ours((BF16,)),
     "ours-best": Ours((BF16, "metric.epoch=best")),
     "plain-fp32": Ours((FP32, *LEVERS_OFF)),
-    "packed-fp32": Ours(
-        (FP32, _NO_SHARING, _NO_CACHE, _NO_STACKS)
-    ),  # draws the dropout masks that ours draws
+    # Draws the dropout masks that ours draws.
+    "packed-fp32": Ours((FP32, *off("share_trajectories", "prefix_cache", "fuse_heads"))),
     "ours-one-slot": Ours(("max_concurrent=1",)),
     "ours-one-core": Ours(one_core=True),
     "ours-hog": Ours(one_core=True, hogs=1),
     "ours-gpu-1": Ours((BF16, "resources_per_trial.gpu=1")),
     "ours-gpu-8": Ours((BF16, "resources_per_trial.gpu=0.125")),  # eight at a time on one GPU
-    **{lever.on: Ours(lever.alike) for lever in LEVERS.values() if lever.alike},
-    **{f"without-{name}": Ours((*lever.alike, lever.off)) for name, lever in LEVERS.items()},
+    **{lever.variants[0]: Ours(lever.alike) for lever in LEVERS if lever.alike},
+    **{lever.variants[1]: Ours((*lever.alike, *off(lever.name))) for lever in LEVERS},
 }
 
 

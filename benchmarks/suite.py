@@ -93,8 +93,12 @@ FULL: Final = (
     Entry("w64", "n0", 1),
     Entry("noop_2000", "noop", 1),
     Entry(QUICK_SWEEP, "ours", 1),
-    *(Entry(lever.workload, lever.on, 1) for lever in LEVERS.values() if lever.alike),
-    *(Entry(lever.workload, f"without-{name}", 1) for name, lever in LEVERS.items()),
+    *(
+        Entry(lever.workload, variant, 1)
+        for lever in LEVERS
+        for variant in lever.variants
+        if variant != "ours"
+    ),
 )
 GPU: Final = (
     Entry("w54", "ours-gpu-8", 2),

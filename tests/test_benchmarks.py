@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
-from benchmarks import suite, table, targets
+from benchmarks import compiled, suite, table, targets
 from benchmarks.gpu import GpuUse, use_of
 from benchmarks.material import fixed_settings, grid_of, make
 from benchmarks.measure import Figures, WrittenFiles, measure
@@ -336,6 +337,16 @@ def test_losses_of_heads_alone_may_differ_more_than_others() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ measuring
+
+
+def test_a_model_is_timed_step_by_step(tiny_model: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+    made = compiled.batches(model.config.vocab_size, 4, "cpu")
+    assert {batch["input_ids"].shape == batch["attention_mask"].shape for batch in made} == {True}
+    assert len({batch["input_ids"].shape for batch in made}) > 1
+    found = compiled.step_seconds(model, made, "cpu", compiled=False)
+    assert len(found) == compiled.WARM_STEPS + compiled.STEPS
+    assert min(found) > 0
 
 
 def test_the_use_of_a_gpu_is_counted_from_its_first_kernel_to_its_last() -> None:

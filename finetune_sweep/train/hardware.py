@@ -70,11 +70,9 @@ def computer(device: str) -> str:
     """What computes on a device, as far as digits depend on it: the GPU, or the processor and the threads on it."""
     import torch
 
-    return (
-        torch.cuda.get_device_name()
-        if device == "cuda"
-        else f"{processor()}, {torch.get_num_threads()} threads"
-    )
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{processor()}, {torch.get_num_threads()} threads" if device == "cpu" else processor()
 
 
 def processor() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,7 +78,7 @@ class Member:
         return self.failure is None and not stopped and epoch <= self.job.settings.epochs
 
 
-@dataclass(frozen=True)
+@dataclass
 class Heads:
     """Trainings of one model on the same rows, that differ in what a head can have of its own.
 
@@ -87,6 +88,7 @@ class Heads:
         labels: Of the same rows.
         stacked: The tensors that training changes, by name, of shape `(members, ...)`.
         members: In the order of the stack.
+        at_once: How many of them take a step together, at most: fewer once memory ran out.
     """
 
     model: PreTrainedModel
@@ -94,6 +96,7 @@ class Heads:
     labels: Tensor
     stacked: Mapping[str, Tensor]
     members: Sequence[Member]
+    at_once: int
 
 
 def start(jobs: Sequence[Job], model: PreTrainedModel, new_parameters: Sequence[str]) -> Heads:
@@ -127,7 +130,7 @@ def start(jobs: Sequence[Job], model: PreTrainedModel, new_parameters: Sequence[
         own = {name: nn.Parameter(tensor[index]) for name, tensor in stacked.items()}
         changed = {name: parameter.data for name, parameter in own.items()}
         members.append(Member(job, changed, optim.build_optimizer(model, job.settings, own)))
-    return Heads(model, states.to(first.device), labels.to(first.device), stacked, members)
+    return Heads(model, states.to(first.device), labels.to(first.device), stacked, members, len(members))
 
 
 def fit(heads: Heads, on_step: Callable[[], None]) -> Iterator[Sequence[tuple[int, Evaluation | TrialError]]]:
@@ -191,6 +194,8 @@ def _train_epoch(
     for step in range((epoch - 1) * steps, epoch * steps):
         on_step()
         running = [index for index in active if heads.members[index].failure is None]
+        if not running:
+            break
         first = step % steps * size
         batch = torch.from_numpy(np.stack([seen[index].order[first : first + size] for index in running]))
         batch = to_device(batch, job.device)
@@ -213,19 +218,29 @@ def _step(
 ) -> None:
     """Takes one optimizer step with each running member; notes what each head said, and who diverged.
 
-    Where they do not fit into memory together, half of them go first: none depends on its company.
+    Where they do not fit into memory together, some go first: none depends on its company.
     """
-    members = [heads.members[index] for index in running]
+    first = 0
+    while first < len(running):
+        some = slice(first, first + heads.at_once)
+        part = replace(batch, states=batch.states[some], labels=batch.labels[some])
+        if _step_at_once(heads, running[some], head, part, seen):
+            first = some.stop
+        elif heads.at_once == 1:
+            raise TrialError("out of memory while training one head", "out_of_memory")
+        else:
+            heads.at_once = math.ceil(len(running[some]) / 2)
+
+
+def _step_at_once(
+    heads: Heads, running: Sequence[int], head: _Head, batch: _Batch, seen: Mapping[int, _Seen]
+) -> bool:
+    """The same of all together; False if they do not fit into memory, and then nothing has changed."""
     computed = unless_out_of_memory(lambda: _gradients(heads, running, head, batch))
     if computed is None:
-        if len(running) == 1:
-            raise TrialError("out of memory while training one head", "out_of_memory")
-        middle = len(running) // 2
-        for half in (slice(middle), slice(middle, None)):
-            part = replace(batch, states=batch.states[half], labels=batch.labels[half])
-            _step(heads, running[half], head, part, seen)
-        return
+        return False
     gradients, sums, logits = computed
+    members = [heads.members[index] for index in running]
     if unless_out_of_memory(lambda: _update(members, gradients, batch.step)) is None:
         raise TrialError("out of memory for the states of the optimizers", "out_of_memory")
     for place, index in enumerate(running):
@@ -233,6 +248,7 @@ def _step(
         seen[index].logits.append(logits[place])
     if members[0].job.device == "cpu":
         _note_divergence(members, sums.tolist(), batch.epoch, batch.step + 1)
+    return True
 
 
 def _gradients(
@@ -247,8 +263,9 @@ def _gradients(
     job = heads.members[running[0]].job
     masks = head.masks([heads.members[index].job.seed for index in running], batch)
     everyone = len(running) == len(heads.members)
+    chosen = to_device(torch.tensor(running), job.device)
     inputs = {
-        name: (tensor if everyone else tensor[running]).detach().requires_grad_()
+        name: (tensor if everyone else tensor[chosen]).detach().requires_grad_()
         for name, tensor in heads.stacked.items()
     }
 

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FORMAT: Final = 1  # raised when the states of a copy mean something else
-_ROWS: Final = 64  # computed at once, always the same ones: so a copy is the same whatever it is made from
+_ROWS: Final = (
+    64  # computed at once, always the same ones: else a copy is not kept, as its last digits would differ
+)
 _BYTES: Final = 4
 
 
@@ -96,7 +98,7 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         place: Where they are kept.
 
     Returns:
-        None if they take more room than they may; one state for each text is then held in memory.
+        None if they take more room than they may, or memory runs out; one state for each text is then held in memory.
 
     Raises:
         StorageError: If the disk refuses.
@@ -107,13 +109,18 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
     with sole_owner(target):
         if not is_sound(target):
             _remove_remains(target)
-            if not _make_room(_bytes(source, blocks), place):
+            try:
+                with folder_aside(target) as aside:
+                    _write(source, blocks, aside, home, place)
+            except _NotKeptError:
                 return _in_memory(source, blocks, home)
-            with folder_aside(target) as aside:
-                _write(source, blocks, aside, home)
         os.utime(target / MANIFEST)
         states = Encoded.load(target).columns[STATES]
     return Encoded({**source.encoded.columns, STATES: states})
+
+
+class _NotKeptError(Exception):
+    """A copy has no room, or could not be computed as it always is."""
 
 
 def _name(source: Source, blocks: int) -> str:
@@ -125,8 +132,8 @@ def _in_memory(source: Source, blocks: int, home: Path) -> Encoded | None:
     if blocks < source.arch.blocks:
         return None
     values = np.empty((len(source.encoded), source.arch.width), np.float32)
-    for rows, states in _computed(source, blocks, home):
-        values[rows] = states
+    for rows, parts in _computed(source, blocks, home):
+        values[rows] = np.concatenate(parts)
     return Encoded({**source.encoded.columns, STATES: Ragged(values, np.arange(len(values) + 1))})
 
 
@@ -158,11 +165,19 @@ def _bytes(source: Source, blocks: int) -> int:
     return int(_lengths(source, blocks).sum()) * source.arch.width * _BYTES
 
 
-def _write(source: Source, blocks: int, folder: Path, home: Path) -> None:
+def _write(source: Source, blocks: int, folder: Path, home: Path, place: Place) -> None:
     offsets = np.concatenate(([0], np.cumsum(_lengths(source, blocks))))
     shape = (int(offsets[-1]), source.arch.width)
-    values = np.lib.format.open_memmap(folder / f"{STATES}.values.npy", "w+", np.float32, shape)
-    for rows, states in _computed(source, blocks, home):
+    file = folder / f"{STATES}.values.npy"
+    with sole_owner(place.folder / "room"):  # from here on the file counts
+        if not _make_room(_bytes(source, blocks), place):
+            raise _NotKeptError
+        values = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        _allocate(file)
+    for rows, parts in _computed(source, blocks, home):
+        if len(parts) > 1:
+            raise _NotKeptError
+        (states,) = parts
         start = 0
         for row in rows:
             end = start + int(offsets[row + 1] - offsets[row])
@@ -172,10 +187,17 @@ def _write(source: Source, blocks: int, folder: Path, home: Path) -> None:
     np.save(folder / f"{STATES}.offsets.npy", offsets)
 
 
+def _allocate(file: Path) -> None:
+    """Takes the disk space of a file that is one long hole: where there is none, that is told now."""
+    if hasattr(os, "posix_fallocate"):  # Linux
+        with file.open("r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+
+
 def _computed(
     source: Source, blocks: int, home: Path
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """States of all rows, batch by batch."""
+) -> Iterator[tuple[NDArray[np.int64], list[NDArray[np.float32]]]]:
+    """States of all rows, batch by batch; in more than one part where memory ran out."""
     first, before = _shallower(blocks, home)
     model, encoded = source.model, source.encoded
     model.eval()  # type: ignore[no-untyped-call]  # transformers'
@@ -197,7 +219,7 @@ def _computed(
 
     for start in range(0, len(order), _ROWS):
         rows = order[start : start + _ROWS]
-        yield rows, np.concatenate(in_halves(rows, compute, "computing the states of frozen blocks"))
+        yield rows, in_halves(rows, compute, "computing the states of frozen blocks")
 
 
 def _shallower(blocks: int, home: Path) -> tuple[int | None, Encoded | None]:
@@ -215,18 +237,17 @@ def _shallower(blocks: int, home: Path) -> tuple[int | None, Encoded | None]:
 def _make_room(needed_bytes: int, place: Place) -> bool:
     """Removes what was not used for the longest time until the copy fits; False if it cannot.
 
-    Copies that others are making count with their whole size. One process looks at a time.
+    Copies that others are making count with their whole size. To be called by one process at a time.
     """
     if needed_bytes > place.cap_bytes:
         return False
-    with sole_owner(place.folder / "room"):
-        sizes = {folder: _size(folder) for folder in place.folder.glob("*/*") if folder.is_dir()}
-        used = sum(sizes.values())
-        for folder in sorted(sizes, key=_used_at):
-            if _fits(needed_bytes, used, place):
-                break
-            used -= sizes[folder] if _remove_unused(folder) else 0
-        return _fits(needed_bytes, used, place)
+    sizes = {folder: _size(folder) for folder in place.folder.glob("*/*") if folder.is_dir()}
+    used = sum(sizes.values())
+    for folder in sorted(sizes, key=_used_at):
+        if _fits(needed_bytes, used, place):
+            break
+        used -= sizes[folder] if _remove_unused(folder) else 0
+    return _fits(needed_bytes, used, place)
 
 
 def _fits(needed_bytes: int, used_bytes: int, place: Place) -> bool:

@@ -2,8 +2,8 @@
 
 They are written at evaluations, when the training since the last one took `PAYS` times as long as writing does, so
 that they cost a few per cent at most, and when a kill in the next epoch would else lose more than `MAY_LOSE_S`: most
-trainings are over before. A kill loses that, or the epoch that it fell into if that is longer. A driver that is asked
-to stop has them written at the next step, so that nothing is lost.
+trainings are over before. A kill loses the longer of the two and the epoch that it falls into. A driver that is asked to
+stop has them written at the next step, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PAYS: Final = 45.0
 """Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
 MAY_LOSE_S: Final = 120.0
-"""Training time that a kill may cost, where an epoch and `PAYS` times the writing take less."""
+"""Training time that a kill may cost beside the epoch that it falls into."""
 _FIRST_WRITE_S: Final = 0.3
 _STATE: Final = "state.json"
 _TENSORS: Final = "state.safetensors"

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from finetune_sweep.durable import folder_aside
-from finetune_sweep.errors import StorageError, TrialError
+from finetune_sweep.errors import FailureClass, StorageError, TrialError
 from finetune_sweep.events import (
     CheckpointWritten,
     Evaluated,
@@ -35,6 +35,7 @@ from finetune_sweep.plan import Plan
 from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
+from finetune_sweep.train.memory import is_out_of_memory
 from finetune_sweep.train.state import Evaluation
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.assignment import Assignment
@@ -71,7 +72,8 @@ def run_unit(
         yield _end_open(runs, Failure(error.failure, error.message))
     except Exception as error:  # noqa: BLE001 - here a trial ends, whatever ended it
         trace = traceback.format_exc()[-_TRACEBACK_CHARACTERS:]
-        yield _end_open(runs, Failure("fault", f"{type(error).__name__}: {error}", trace))
+        kind: FailureClass = "out_of_memory" if is_out_of_memory(error) else "fault"
+        yield _end_open(runs, Failure(kind, f"{type(error).__name__}: {error}", trace))
 
 
 def _events(runs: Sequence[_UnitRun], plan: Plan, loaded: Loaded) -> Iterator[tuple[Event, ...]]:

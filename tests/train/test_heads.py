@@ -154,6 +154,14 @@ def test_one_that_diverges_ends_and_the_others_go_on(tmp_path: Path) -> None:
     assert calm == together(jobs[:1], bert())[0][0]
 
 
+def test_one_that_diverges_in_no_company_ends_as_any(tmp_path: Path) -> None:
+    jobs = jobs_of(bert, [{"learning_rate": 1e30}], tmp_path)
+    state = heads.start(jobs, bert(), NEW)
+    ((told,),) = list(heads.fit(state, lambda: None))
+    assert isinstance(told[1], TrialError)
+    assert told[1].failure == "diverged"
+
+
 def test_each_stops_early_by_itself(tmp_path: Path) -> None:
     stopping = EarlyStopping(patience=1, min_delta=100.0)
     jobs = jobs_of(bert, [{"epochs": 4}, {"epochs": 4}], tmp_path)
@@ -186,6 +194,7 @@ def test_members_that_do_not_fit_into_memory_together_take_their_steps_in_parts(
         return
     parts, other = together(jobs, bert())
     assert max(sizes) <= fitting < len(jobs)
+    assert other.at_once <= fitting
     assert parts == whole
     for left, right in zip(state.members, other.members, strict=True):
         assert_same_weights(dict(left.changed), dict(right.changed))

@@ -191,12 +191,10 @@ def test_what_does_not_fit_is_in_memory_where_a_text_is_one_state(tmp_path: Path
     assert not copies(tmp_path / "full")
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_where_memory_runs_out_the_states_are_computed_in_halves(
-    blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_memory_runs_out_no_copy_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that were computed in halves differ in their last digits; one a text is held in memory."""
     rows = split(ROWS, seed=3)
-    whole = values(with_states(source(rows), blocks, place(tmp_path / "whole")))
+    whole = values(with_states(source(rows), 2, place(tmp_path / "whole")))
     compute = Body.__call__
 
     def limited(self: Body, packed: Packed, states: torch.Tensor | None = None) -> torch.Tensor:
@@ -206,13 +204,33 @@ def test_where_memory_runs_out_the_states_are_computed_in_halves(
 
     monkeypatch.setattr(Body, "__call__", limited)
     limit = 20
-    halved = values(with_states(source(rows), blocks, place(tmp_path / "halved")))
-    np.testing.assert_allclose(halved, whole, rtol=0, atol=1e-5)
+    assert with_states(source(rows), 1, place(tmp_path)) is None
+    in_memory = values(with_states(source(rows), 2, place(tmp_path)))
+    np.testing.assert_allclose(in_memory, whole, rtol=0, atol=1e-5)
     limit = 0
     with pytest.raises(TrialError, match="one row at a time") as raised:
-        with_states(source(rows), blocks, place(tmp_path / "none"))
+        with_states(source(rows), 1, place(tmp_path))
     assert raised.value.failure == "out_of_memory"
-    assert not list((tmp_path / "none").glob("*/[0-9]*/"))
+    limit = ROWS
+    assert not list(tmp_path.glob("*/000*/"))
+    assert with_states(source(rows), 1, place(tmp_path)) is not None
+
+
+def test_the_room_of_a_copy_is_taken_before_it_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = split(ROWS, seed=3)
+    taken = []
+
+    def look(*_: object) -> None:
+        (file,) = tmp_path.glob("*/.0001.*.tmp/*.npy")
+        taken.append(file.stat().st_blocks * 512)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Body, "__call__", look)
+    with pytest.raises(KeyboardInterrupt):
+        with_states(source(rows), 1, place(tmp_path))
+    assert taken[0] >= _bytes(source(rows), 1)
 
 
 def test_a_copy_that_another_process_makes_counts_and_what_a_killed_one_left_makes_room(
