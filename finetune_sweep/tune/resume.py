@@ -2,8 +2,8 @@
 
 They are written at evaluations, when the training since the last one took `PAYS` times as long as writing does, so
 that they cost a few per cent at most, and when a kill in the next epoch would else lose more than `MAY_LOSE_S`: most
-trainings are over before. A kill loses the longer of the two and the epoch that it falls into. A driver that is asked to
-stop has them written at the next step, so that nothing is lost.
+trainings are over before. A kill loses the longer of the two and the epoch that it falls into. A driver that is asked
+to stop has them written at the next step, so that nothing is lost.
 """
 
 from __future__ import annotations
