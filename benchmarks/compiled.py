@@ -23,7 +23,7 @@ from benchmarks.table import render
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 WARM_STEPS: Final = 30
 STEPS: Final = 100
@@ -32,15 +32,16 @@ _SHORTEST, _LONGEST = 8, 64
 Batch = dict[str, "Tensor"]
 
 
-def batches(vocabulary: int, batch_size: int, device: str) -> list[Batch]:
+def batches(config: PreTrainedConfig, batch_size: int, device: str) -> list[Batch]:
     """Batches of token numbers drawn at random, each padded to its longest text."""
+    longest = min(_LONGEST, config.max_position_embeddings)
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(16):
-        lengths = torch.randint(_SHORTEST, _LONGEST + 1, (batch_size,), generator=generator)
+        lengths = torch.randint(_SHORTEST, longest + 1, (batch_size,), generator=generator)
         shape = (batch_size, int(lengths.max()))
         mask = (torch.arange(shape[1])[None] < lengths[:, None]).long()
-        ids = torch.randint(1, vocabulary, shape, generator=generator) * mask
+        ids = torch.randint(1, config.vocab_size, shape, generator=generator) * mask
         labels = torch.randint(0, _CLASSES, (batch_size,), generator=generator)
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         made.append({name: tensor.to(device) for name, tensor in batch.items()})
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
             torch.compiler.reset()
             model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=_CLASSES)
             model.to(device).train()
-            given = batches(model.config.vocab_size, batch_size, device)
+            given = batches(model.config, batch_size, device)
             times.append(step_seconds(model, given, device, compiled=compiled))
         eager, fast = (median(found[WARM_STEPS:]) for found in times)
         cost = sum(times[1][:WARM_STEPS]) - WARM_STEPS * fast

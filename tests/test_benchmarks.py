@@ -341,7 +341,7 @@ def test_losses_of_heads_alone_may_differ_more_than_others() -> None:
 
 def test_a_model_is_timed_step_by_step(tiny_model: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
-    made = compiled.batches(model.config.vocab_size, 4, "cpu")
+    made = compiled.batches(model.config, 4, "cpu")
     assert {batch["input_ids"].shape == batch["attention_mask"].shape for batch in made} == {True}
     assert len({batch["input_ids"].shape for batch in made}) > 1
     found = compiled.step_seconds(model, made, "cpu", compiled=False)
