@@ -27,6 +27,8 @@ from finetune_sweep.render import STYLES, format_failure, format_outcome, format
 from finetune_sweep.report import SweepReport, TrialReport, status
 
 _WIDTH_OF_FILES: Final = 160
+_SPARING: Final = 20  # so many times as long as a look at a record took, nobody looks again
+_LONG_S: Final = 0.005
 
 
 class Display(ABC):
@@ -85,12 +87,22 @@ class PlainDisplay(Display):
         self._news = _News(sweep, slots, nodes=nodes)
         self._output = output
         self._lock = threading.RLock()  # a signal handler may speak while its own thread draws
+        self._record: SweepRecord | None = None
+        self._next = time.monotonic()
 
     def update(self, record: SweepRecord) -> None:
-        """Prints what is new."""
+        """Prints what is new, or leaves it to a later call where that takes long, as with thousands of trials."""
         with self._lock:
-            for line in self._news.lines(record):
-                self._output.line(line.text)
+            self._record, begin = record, time.monotonic()
+            if begin < self._next:
+                return
+            self._print(record)
+            now = time.monotonic()
+            self._next = now + _SPARING * (now - begin) if now - begin > _LONG_S else now
+
+    def _print(self, record: SweepRecord) -> None:
+        for line in self._news.lines(record):
+            self._output.line(line.text)
 
     def note(self, text: str) -> None:
         """Prints a line."""
@@ -98,8 +110,10 @@ class PlainDisplay(Display):
             self._output.line(text)
 
     def close(self) -> None:
-        """Prints nothing further."""
+        """Prints what was left, and nothing further."""
         with self._lock:
+            if self._record is not None:
+                self._print(self._record)
             self._output.close()
 
 
@@ -136,7 +150,7 @@ class LiveDisplay(Display):
             self._report = status(record, self._sweep, locked=True, slots=self._slots)
             self._live.refresh()
             self._updated = time.monotonic()
-            self._next = self._updated + 20 * (self._updated - begin)
+            self._next = self._updated + _SPARING * (self._updated - begin)
 
     def note(self, text: str) -> None:
         """Prints a line above the table."""
