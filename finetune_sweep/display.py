@@ -28,7 +28,7 @@ from finetune_sweep.report import SweepReport, TrialReport, status
 
 _WIDTH_OF_FILES: Final = 160
 _SPARING: Final = 20  # so many times as long as a look at a record took, nobody looks again
-_LONG_S: Final = 0.005
+_MANY: Final = 200  # trials; a look at fewer takes no time
 
 
 class Display(ABC):
@@ -91,14 +91,15 @@ class PlainDisplay(Display):
         self._next = time.monotonic()
 
     def update(self, record: SweepRecord) -> None:
-        """Prints what is new, or leaves it to a later call where that takes long, as with thousands of trials."""
+        """Prints what is new; of many trials now and then, as each look goes over all of them."""
         with self._lock:
             self._record, begin = record, time.monotonic()
             if begin < self._next:
                 return
             self._print(record)
-            now = time.monotonic()
-            self._next = now + _SPARING * (now - begin) if now - begin > _LONG_S else now
+            if len(record.trials) > _MANY:
+                now = time.monotonic()
+                self._next = now + _SPARING * (now - begin)
 
     def _print(self, record: SweepRecord) -> None:
         for line in self._news.lines(record):

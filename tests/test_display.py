@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from finetune_sweep import display
 from finetune_sweep.display import LiveDisplay, PlainDisplay, open_display, show
 from finetune_sweep.events import Entry, Event, SessionStarted, SweepPlanned, UnitStarted
 from finetune_sweep.record import SweepRecord
@@ -50,6 +51,26 @@ def test_plain_output_does_not_repeat_what_an_earlier_driver_did(tmp_path: Path)
         shown.update(record)
     assert (tmp_path / "out").read_text().startswith("[2/3] finished learning_rate=0.0002")
     assert lines[-2].startswith("[2/3] finished learning_rate=0.0002")
+
+
+def test_of_many_trials_plain_output_tells_the_same_in_fewer_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every, looks = [line for line in plain_lines(DONE, tmp_path) if line.startswith("[")], []
+    look = display._News.lines
+
+    def lines(news: display._News, record: SweepRecord) -> list[display._Line]:
+        looks.append(len(record.trials))
+        return look(news, record)
+
+    monkeypatch.setattr(display, "_MANY", -1)
+    monkeypatch.setattr(display, "_SPARING", 1e9)
+    monkeypatch.setattr(display._News, "lines", lines)
+    fewer = plain_lines(DONE, tmp_path)
+    assert [line.split(" (")[0] for line in fewer if line.startswith("[")] == [
+        line.split(" (")[0] for line in every
+    ]
+    assert len(looks) == 2
 
 
 def test_a_lower_loss_is_better_when_the_metric_is_minimised(tmp_path: Path) -> None:
