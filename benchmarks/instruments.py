@@ -1,4 +1,4 @@
-"""What is put into our own sweep to measure it: times of durable writes, each trial alone, trials that do nothing.
+"""What is put into our own sweep to measure it: times of durable writes, trials that do nothing.
 
 Each replaces one name in a module of the package, in the process that drives or in the workers; nothing in the
 package knows of it.
@@ -12,20 +12,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
-from finetune_sweep import durable, journal, run
-from finetune_sweep.events import Evaluated, Event, TrialEnded, UnitStarted
-from finetune_sweep.layout import Layout
-from finetune_sweep.plan import Plan
-from finetune_sweep.tune import driver, resume, worker
-from finetune_sweep.tune.assignment import Assignment
-from finetune_sweep.tune.trainable import UnitTrainable
+from finetune_sweep import journal, run, session
+from finetune_sweep.events import Event
+
+if TYPE_CHECKING:
+    from finetune_sweep.plan import Plan
+    from finetune_sweep.tune.driver import Driver
 
 _SECONDS: Final = "seconds.jsonl"
 
 
-def _replace(module: ModuleType, name: str, value: object) -> None:
+def replace(module: ModuleType, name: str, value: object) -> None:
     """Sets a name that is there: one that was renamed must not go unmeasured.
 
     Raises:
@@ -76,50 +75,28 @@ def time_durable_writes(folder: Path) -> None:
             append(self, *events)
 
     journal.Journal.append = timed_append  # type: ignore[method-assign]
-    _replace(driver, "UnitTrainable", TimedTrainable)
 
 
-class TimedTrainable(UnitTrainable):
-    """A worker that times the folders it writes: checkpoints for resuming, and those of results."""
+def use_workers(name: str) -> None:
+    """Trains with a class of `workers.py`.
 
-    def setup(self, config: dict[str, Any], plan: Plan, layout: Layout) -> None:  # type: ignore[override]
-        """Replaces what the worker writes folders with, then takes the first unit."""
-        watch = Stopwatch(layout.root)
-        _replace(resume, "folder_aside", _timed_folder(watch, "resume"))
-        _replace(worker, "folder_aside", _timed_folder(watch, "results"))
-        super().setup(config, plan, layout)
+    It is loaded where the package loads its own: loaded here, it would put the start off.
+    """
+    make = session.Session.driver
 
+    def driver_with_workers(
+        self: session.Session, plan: Plan | None = None, *, finals: bool = False
+    ) -> Driver:
+        made = make(self, plan, finals=finals)
+        from benchmarks import workers
+        from finetune_sweep.tune import driver
 
-def _timed_folder(watch: Stopwatch, what: str) -> Any:  # noqa: ANN401 - a context manager as `folder_aside` is one
-    @contextlib.contextmanager
-    def folder_aside(target: Path) -> Iterator[Path]:
-        with watch.timed(what), durable.folder_aside(target) as folder:
-            yield folder
+        replace(driver, "UnitTrainable", getattr(workers, name))
+        return made
 
-    return folder_aside
-
-
-def train_nothing() -> None:
-    """Every trial ends at once with made-up metrics, and none is promoted; all else is as it is."""
-    _replace(driver, "UnitTrainable", NoopTrainable)
-    _replace(run, "_promote", lambda *_: None)
+    session.Session.driver = driver_with_workers  # type: ignore[method-assign]
 
 
-class NoopTrainable(UnitTrainable):
-    """A worker that starts as any other, and loads neither model nor rows, since no unit asks for them."""
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next unit."""
-        self._events = _made_up(new_config["assignment"], self._plan)
-        return True
-
-
-def _made_up(assignment: Assignment, plan: Plan) -> Iterator[tuple[Event, ...]]:
-    """What a unit of one epoch tells."""
-    unit = assignment.unit
-    keys = tuple(trial.key for trial in unit.trials)
-    yield (UnitStarted(unit.name, keys, worker.worker_info(plan)),)
-    rate = unit.trials[-1].training.learning_rate
-    metrics = {"accuracy": rate, "loss": 1.0}
-    evaluated = Evaluated(unit.name, keys, 1, 1, 1.0, rate, metrics, metrics, 0.0, 0.0, 1)
-    yield (evaluated, *(TrialEnded(key, "finished", 1, 1, rate) for key in keys))
+def promote_nothing() -> None:
+    """Leaves out what comes after the training."""
+    replace(run, "_promote", lambda *_: None)

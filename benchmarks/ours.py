@@ -172,7 +172,10 @@ def main(workload: str, variant: str, model: str, folder: Path, more: Sequence[s
     layout.root.mkdir(parents=True)
     instruments.time_durable_writes(layout.root)
     if variant == "noop":
-        instruments.train_nothing()
+        instruments.use_workers("NoopTrainable")
+        instruments.promote_nothing()
+    else:
+        instruments.use_workers("TimedTrainable")
     code = run(sweep)
     entries = read(layout)
     write_outcomes(outcomes(entries), folder)

@@ -189,7 +189,8 @@ def environment(folder: Path) -> dict[str, str]:
 def source_of(which: Pass) -> str:
     """A digest of the files that a pass depends on: for ours the package, for a peer its scripts."""
     folder = ROOT / "benchmarks" / "peers" if which.variant in PEERS else ROOT / "finetune_sweep"
-    own = [] if which.variant in PEERS else [ROOT / "benchmarks" / f"{n}.py" for n in ("ours", "instruments")]
+    modules = [] if which.variant in PEERS else ["ours", "instruments", "workers"]
+    own = [ROOT / "benchmarks" / f"{name}.py" for name in modules]
     return _digest(*_texts([*sorted(folder.rglob("*.py")), *own, workload_file(which.workload), *_SPACES]))
 
 

@@ -224,7 +224,7 @@ class _News:
 
 
 def _ended_then_longest(trial: TrialRecord) -> tuple[bool, int]:
-    return trial.state == "running", -int(str(trial.planned.params["epochs"]))
+    return trial.state == "running", -trial.epochs
 
 
 def _of(number: int, total: int) -> str:

@@ -399,6 +399,11 @@ def configurations(sweep: Sweep, record: SweepRecord) -> Iterator[Config]:
             yield from (config for config in suggested if allows(sweep.space, config))
 
 
+def unasked(sweep: Sweep, record: SweepRecord) -> int:
+    """How many suggestions a search that learns from results still has."""
+    return sweep.search.trials - len(record.suggestions) if isinstance(sweep.search, Tpe) else 0
+
+
 # ------------------------------------------------------------------------------------------------ work units
 
 

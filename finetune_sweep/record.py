@@ -28,6 +28,7 @@ from finetune_sweep.events import (
     UnitStarted,
     WorkerInfo,
 )
+from finetune_sweep.ranking import Ranking
 
 Stage = Literal["search", "finalist", "baseline"]
 
@@ -109,6 +110,11 @@ class TrialRecord:
             self.state, self.end, self.ended, self.checkpoint = end.state, end, moment, end.checkpoint
 
     @property
+    def epochs(self) -> int:
+        """How many it is to train."""
+        return int(str(self.planned.params["epochs"]))
+
+    @property
     def done(self) -> bool:
         """Whether the trial has a result, or will never have one."""
         return self.state in {"finished", "stopped", "diverged"}
@@ -144,6 +150,7 @@ class SweepRecord:
     started: float | None = None
     updated: float | None = None
     _stages: dict[str, Stage] = field(default_factory=dict)
+    _ranking: Ranking | None = field(default=None, repr=False, compare=False)
 
     def apply(self, entry: Entry) -> None:
         """Moves the state on by one entry."""
@@ -172,7 +179,7 @@ class SweepRecord:
             case SweepPlanned():
                 if self.plan is not None and _contest(self.plan) != _contest(event):
                     self.finalists = self.decided = None
-                self.plan = event
+                self.plan, self._ranking = event, None
                 for trial in self.trials.values():
                     trial.rate(event)
             case FinalistsPlanned():
@@ -205,13 +212,23 @@ class SweepRecord:
             case _:
                 keys = ()
         for trial in (self.trials[key] for key in keys if key in self.trials):
+            before = trial.score
             trial.apply(entry, self.plan)
+            if trial.score != before:
+                self._rank(trial, before)
+
+    def _rank(self, trial: TrialRecord, before: float | None) -> None:
+        """Puts a new score in its place; where one was changed, all are ranked anew when they are asked for."""
+        if before is not None:
+            self._ranking = None
+        elif self._ranking is not None and trial.score is not None:
+            self._ranking.add(trial.key, trial.score, trial.epochs)
 
     def _suggest(self, event: Suggested) -> None:
         self.suggestions.append(event)
         if self.plan is not None and event.key not in self.plan.keys:
             self.plan = dataclasses.replace(self.plan, keys=(*self.plan.keys, event.key))
-            self.finalists = self.decided = None
+            self.finalists = self.decided = self._ranking = None
 
     def current(self) -> list[TrialRecord]:
         """The trials of the search that can win, in the order of the plan."""
@@ -237,15 +254,20 @@ class SweepRecord:
         """For what a trial is run, or once was: the search, a finalist, the baseline."""
         return self._stages.get(key, "search")
 
-    def ranking(self) -> list[TrialRecord]:
-        """The finished trials of the search, best first; ties go to the fewest epochs, then the plan's order."""
+    def ranking(self, count: int | None = None) -> list[TrialRecord]:
+        """The finished trials of the search, best first; ties go to the fewest epochs, then the plan's order.
+
+        Args:
+            count: How many; None for all.
+        """
         if self.plan is None:
             return []
-        sign = -1.0 if self.plan.mode == "max" else 1.0
-        scored = [(sign * trial.score, trial) for trial in self.current() if trial.score is not None]
-        return [
-            trial for _, trial in sorted(scored, key=lambda pair: (pair[0], pair[1].planned.params["epochs"]))
-        ]
+        if self._ranking is None:
+            self._ranking = Ranking(self.plan.keys, self.plan.mode)
+            for trial in self.current():
+                if trial.score is not None:
+                    self._ranking.add(trial.key, trial.score, trial.epochs)
+        return [self.trials[key] for key in self._ranking.best(count)]
 
     def best_run(self, runs: Sequence[TrialRecord]) -> TrialRecord | None:
         """The run with the best score, of equal ones the first; None unless all are finished."""
@@ -263,19 +285,18 @@ class SweepRecord:
         Args:
             count: How many of the search.
         """
-        kept = self.ranking()[:count]
+        kept = self.ranking(count)
         for runs in self.runs().values():
             best = self.best_run(runs)
             kept += runs if best is None else [best]
         if self.decided is not None:
             asked = (self.decided.winner, self.decided.baseline)
-            kept = [*self.ranking()[:count], *(self.trials[key] for key in asked if key in self.trials)]
+            kept = [*self.ranking(count), *(self.trials[key] for key in asked if key in self.trials)]
         return kept
 
     def best(self) -> TrialRecord | None:
         """The best trial of the search so far."""
-        ranking = self.ranking()
-        return ranking[0] if ranking else None
+        return next(iter(self.ranking(1)), None)
 
 
 def measured(trials: Iterable[TrialRecord]) -> dict[tuple[str, int], float]:

@@ -242,7 +242,7 @@ def _trial(trial: TrialRecord, trajectory: str, *, current: bool) -> TrialReport
         config=trial.planned.config,
         seed=trial.planned.seed,
         state=trial.state,
-        epochs=_epochs(trial),
+        epochs=trial.epochs,
         epochs_done=max(evaluated, end.epochs_done if end is not None else 0),
         metrics=trial.metrics,
         score=trial.score,
@@ -276,11 +276,7 @@ def _trajectories(trials: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
     groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         groups.setdefault(trajectory(trial.key, trial.planned.params), []).append(trial)
-    return [sorted(group, key=_epochs) for group in groups.values()]
-
-
-def _epochs(trial: TrialRecord) -> int:
-    return int(str(trial.planned.params["epochs"]))
+    return [sorted(group, key=lambda trial: trial.epochs) for group in groups.values()]
 
 
 def _seconds_left(trajectories: Sequence[Sequence[TrialRecord]], slots: int | None) -> float | None:
@@ -297,7 +293,7 @@ def _seconds_left(trajectories: Sequence[Sequence[TrialRecord]], slots: int | No
 def _epochs_left(trajectory: Sequence[TrialRecord]) -> int:
     still = [trial for trial in trajectory if trial.state in {"planned", "running"}]
     done = [evaluation.epoch for trial in still for evaluation in trial.evaluations]
-    return max((_epochs(trial) for trial in still), default=0) - max(done, default=0)
+    return max((trial.epochs for trial in still), default=0) - max(done, default=0)
 
 
 def _finite(value: float) -> float | None:

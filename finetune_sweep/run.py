@@ -1,25 +1,30 @@
-"""The commands `run` and `promote`, step by step: what is trained, who is chosen, what becomes of the winner."""
+"""The commands `run` and `promote`, step by step: what is trained, who is chosen, what becomes of the winner.
+
+What promotes is imported when it comes to that: so Ray's processes begin to start before torch is loaded here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from finetune_sweep import disk, display, finalists, promote, registry, siblings
-from finetune_sweep.assembly import evaluate_folder
+from finetune_sweep import disk, display, finalists, siblings
 from finetune_sweep.errors import SweepError, TrackingError
 from finetune_sweep.events import TrialEnded
 from finetune_sweep.lock import SweepLock
-from finetune_sweep.plan import Plan, make_plan, remaining
-from finetune_sweep.session import MIRROR_TIMEOUT_S, Session, drive, layout_of
+from finetune_sweep.plan import Plan, make_plan, remaining, unasked
+from finetune_sweep.session import Session, drive, layout_of
 from finetune_sweep.spec import Sweep
 
 if TYPE_CHECKING:
+    from finetune_sweep.promote import Fresh, Options
     from finetune_sweep.tune.engine import Engine
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_PROCESSES_OF_A_PROMOTION: Final = 2
 
 
 def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
@@ -40,8 +45,10 @@ def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
     def steps(session: Session) -> int:
         _train(session)
         _choose(session)
+        from finetune_sweep.promote import Options
+
         try:
-            _promote(session, promote.Options(command=command, keep=True))
+            _promote(session, Options(command=command, keep=True))
         except TrackingError as error:
             if not _failed(session):
                 raise
@@ -51,7 +58,7 @@ def run(sweep: Sweep, address: str | None = None, command: str = "") -> int:
     return drive(sweep, address, steps)
 
 
-def promote_only(sweep: Sweep, address: str | None, options: promote.Options) -> int:
+def promote_only(sweep: Sweep, address: str | None, options: Options) -> int:
     """Promotes from what the journal has, and trains nothing but a checkpoint that is gone.
 
     Returns:
@@ -79,6 +86,8 @@ def rollback(sweep: Sweep) -> int:
     Raises:
         SweepError: If there is no champion to go back to, or MLflow is away.
     """
+    from finetune_sweep import registry
+
     layout = layout_of(sweep)
     with SweepLock(layout):
         registered = registry.rollback(make_plan(sweep), layout)
@@ -90,22 +99,21 @@ def rollback(sweep: Sweep) -> int:
 
 
 def _train(session: Session) -> None:
-    plan, engine, driver = session.plan, session.engine, session.driver()
+    plan, engine, record = session.plan, session.engine, session.journal.record
     _take_over(session, plan)
-    missing = sum(len(unit.trials) for unit in remaining(plan, session.journal.record, {})) + driver.unasked()
+    units, asked_for = remaining(plan, record, {}), unasked(plan.sweep, record)
+    missing = sum(len(unit.trials) for unit in units) + asked_for
     if not missing:
         session.display.note(f"all {len(plan.trials)} trials are done, nothing is left to train")
         return
     if warning := disk.check_before(plan, session.layout.root, engine.slots):
         session.display.note(warning)
-    total = len(plan.trials) + driver.unasked()
+    total = len(plan.trials) + asked_for
     session.display.note(f"{missing} of {total} trials to train, {engine.slots} at once on {plan.device}")
+    driver = session.driver()
     driver.train()
     session.plan = driver.plan
-    left = (
-        sum(len(unit.trials) for unit in remaining(session.plan, session.journal.record, {}))
-        + driver.unasked()
-    )
+    left = sum(len(unit.trials) for unit in remaining(session.plan, record, {})) + driver.unasked()
     if driver.is_late() and left:
         session.display.note(
             f"{left} trials were not started: max_hours ({plan.sweep.search.max_hours:g} h) are over"
@@ -151,7 +159,7 @@ def _choose(session: Session) -> None:
     driver.retain()
 
 
-def _conclude_again(session: Session, options: promote.Options) -> None:
+def _conclude_again(session: Session, options: Options) -> None:
     """Notes who has won where `selection.prefer` was edited; a dry run only says it."""
     record, layout = session.journal.record, session.layout
     missing = finalists.without_predictions(record, layout)
@@ -174,14 +182,17 @@ def _conclude(session: Session) -> None:
         session.journal.append(decided)
 
 
-def _promote(session: Session, options: promote.Options) -> None:
+def _promote(session: Session, options: Options) -> None:
     """Puts the winner into `best/` and into the registry, unless it is there."""
+    from finetune_sweep import promote, registry
+
     session.on_change()
     session.driver().remove_orphans()
-    if not session.journal.record.ranking():
+    if not session.journal.record.best():
         raise SweepError(_nothing_finished(session))
     winner = promote.pending(session.plan, session.journal, session.layout, options)
     if winner is not None:
+        session.engine.warm_up(_PROCESSES_OF_A_PROMOTION)
         session.display.note(f"promoting {winner.planned.label}")
         final = finalists.final_runs(session.plan, session.journal.record)
         plan = dataclasses.replace(session.plan, trials=(*session.plan.trials, *final))
@@ -193,13 +204,14 @@ def _promote(session: Session, options: promote.Options) -> None:
                 "the winner gives its recorded metrics again; nothing was changed (--dry-run)"
             )
             return
-        session.mirror.flush(MIRROR_TIMEOUT_S)
+        session.deliver()
         session.on_change()
         registry.register(session.plan, session.journal, session.layout)
 
 
-def _processes(engine: Engine) -> promote.Fresh:
+def _processes(engine: Engine) -> Fresh:
     """A fresh process for each step of a promotion; both evaluations may share one that did nothing else."""
+    from finetune_sweep.assembly import evaluate_folder
 
     def fresh(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         run_in = engine.fresh_once if function is evaluate_folder else engine.fresh

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from finetune_sweep.tune.driver import Driver
     from finetune_sweep.tune.engine import Engine
 
-MIRROR_TIMEOUT_S: Final = 60.0
+_MIRROR_TIMEOUT_S: Final = 60.0
+"""How long MLflow may get nothing more until it counts as away."""
 _MIRROR_TIMEOUT_INTERRUPTED_S: Final = 5.0
 _MIRROR_SLICE_S: Final = 2.5
 
@@ -48,6 +49,18 @@ class Session:
         """Journals what MLflow answered, and shows what changed."""
         self.journal.append(*self.mirror.collect())
         self.display.update(self.journal.record)
+
+    def deliver(self) -> None:
+        """Waits until MLflow has everything, as long as it gets more of it; not for long after a signal to stop."""
+        missing, waited, interrupted = 0, 0.0, 0.0
+        while late := len(self.mirror.flush(_MIRROR_SLICE_S)):
+            if not missing:
+                self.display.note(f"waiting for MLflow to take what it has not got yet, runs: {late}")
+            waited = 0.0 if late < missing else waited + _MIRROR_SLICE_S
+            interrupted += _MIRROR_SLICE_S if self.signals.is_stopping() else 0.0
+            missing = late
+            if waited >= _MIRROR_TIMEOUT_S or interrupted >= _MIRROR_TIMEOUT_INTERRUPTED_S:
+                return
 
     def driver(self, plan: Plan | None = None, *, finals: bool = False) -> Driver:
         """What trains the plan as it is now, or another one: that of the finalists' runs."""
@@ -73,6 +86,9 @@ def drive(sweep: Sweep, address: str | None, steps: Callable[[Session], int]) ->
         try:
             with asked.raised():
                 record = replay(read(layout))
+            if record.exit_code != 0:  # else there is probably nothing to train
+                engine.start()
+            with asked.raised():
                 plan = make_plan(sweep, record, engine.hardware() if address else None)
         except Interrupted:
             return _interrupted()
@@ -114,7 +130,8 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
         raise
     finally:
         session.journal.append(SessionEnded(code))
-        undelivered = _deliver(session)
+        session.deliver()
+        undelivered = session.mirror.close(0.0)
         session.journal.append(*session.mirror.collect())
         session.display.close()
         if undelivered:
@@ -129,21 +146,6 @@ def _in_session(session: Session, steps: Callable[[Session], int]) -> int:
         session.journal.append(SessionEnded(TrackingError.exit_code))
         raise TrackingError(incomplete)
     return code
-
-
-def _deliver(session: Session) -> tuple[str, ...]:
-    """Waits until MLflow has everything, not for ever, and not for long once a signal asked to stop.
-
-    Returns:
-        The names of the runs that are not complete there.
-    """
-    waited = 0.0
-    while session.mirror.flush(_MIRROR_SLICE_S):
-        waited += _MIRROR_SLICE_S
-        limit = _MIRROR_TIMEOUT_INTERRUPTED_S if session.signals.is_stopping() else MIRROR_TIMEOUT_S
-        if waited >= limit:
-            break
-    return session.mirror.close(0.0)
 
 
 def _open(session: Session) -> None:

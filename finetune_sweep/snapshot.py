@@ -177,6 +177,7 @@ class View:
         self._history: list[Point] = []
         self._steps = 0
         self._latest: dict[str, float] = {}
+        self._ended_since = 0
         self._first: Entry | None = None
         self._ended: float | None = None
 
@@ -189,7 +190,9 @@ class View:
             case UnitStarted() | Evaluated() as event:
                 keys = event.keys
             case TrialEnded(key):
-                self._note_progress(entry.time)
+                self._ended_since += 1
+                if self._may_be_news(key):
+                    self._note_progress(entry.time)
                 keys = ("", key)
             case TestRead(_, _, _, metrics, is_baseline):
                 step, moment = len(self.record.test_reads), _ms(entry.time)
@@ -229,7 +232,20 @@ class View:
         if values != self._latest and any(values.values()) and (is_last or self._is_news(values)):
             self._steps += 1
             self._history += [Point(name, value, _ms(moment), self._steps) for name, value in values.items()]
-            self._latest = values
+            self._latest, self._ended_since = values, 0
+
+    def _may_be_news(self, key: str) -> bool:
+        """Whether the end of a trial can be worth telling: else all trials would be counted after each."""
+        told = self._latest.get("trials_finished", 0) + self._latest.get("trials_failed", 0)
+        if self._ended_since >= max(1, told // _TOLD_PART):
+            return True
+        trial, best = self.record.trials.get(key), self._latest.get("best_score")
+        score = trial.score if trial is not None else None
+        return score is not None and (best is None or self._is_better(score, best))
+
+    def _is_better(self, score: float, than: float) -> bool:
+        is_max = self.record.plan is not None and self.record.plan.mode == "max"
+        return score > than if is_max else score < than
 
     def _is_news(self, values: Mapping[str, float]) -> bool:
         if values.get("best_score") != self._latest.get("best_score"):

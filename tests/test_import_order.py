@@ -37,6 +37,7 @@ ORDER = (
     "finetune_sweep.complaints",
     "finetune_sweep.sweepfile",
     "finetune_sweep.events",
+    "finetune_sweep.ranking",
     "finetune_sweep.record",
     "finetune_sweep.journal",
     "finetune_sweep.siblings",

@@ -6,7 +6,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -425,6 +425,35 @@ def test_the_best_trial_is_of_the_present_plan_and_ties_go_to_the_fewest_epochs(
     assert (best := record.best()) is not None
     assert best.key == "c"
     assert "a" in record.trials
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("keys", [("a", "b", "c", "d"), ("d", "a", "c"), ("b",)])
+def test_a_ranking_that_is_kept_up_is_that_of_a_replay(
+    keys: tuple[str, ...], mode: Literal["max", "min"]
+) -> None:
+    """It was asked for before scores came. One trial is told twice, one had failed, one's score becomes another."""
+    later: list[Event] = [
+        finished("c", 0.7),
+        finished("a", 0.9),
+        finished("c", 0.1),
+        finished("d", 0.7),
+        evaluated("a", 1, 0.2),
+        finished("a", 0.9),
+        finished("b", 0.8),
+    ]
+    plan = SweepPlanned("text-classification", "fp", "accuracy", mode, "best", "fp32", "cpu", keys)
+    events = [*planned("a", "b", "c", "d"), plan]
+    record = record_of(*events, TrialEnded("b", "failed", failure=Failure("fault", "a bug")))
+    seen: list[Event] = []
+    for event in later:
+        assert record.ranking(2) == record.ranking()[:2]
+        record.apply(Entry(9.0, event))
+        seen.append(event)
+        again = record_of(*events, *seen).ranking()
+        assert [t.key for t in record.ranking()] == [t.key for t in again]
+    order = {"max": "bcda", "min": "acdb"}[mode]  # c and d tie, d has more epochs
+    assert [trial.key for trial in record.ranking()] == [key for key in order if key in keys]
 
 
 def test_a_metric_that_is_minimised() -> None:

@@ -189,6 +189,33 @@ def test_a_call_whose_answer_is_lost_is_not_made_again_by_the_client(monkeypatch
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
+def test_what_is_told_of_a_sweep_does_not_depend_on_when_its_trials_are_counted(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 trials, of which some fail and are tried again, and some diverge; counting after each is the slow way."""
+    keys = [f"{n:03d}" for n in range(400)]
+    events = planned(*keys)
+    for n, key in enumerate(keys):
+        failure = Failure("diverged" if n % 11 == 1 else "fault", "a reason")
+        end: list[Event] = [TrialEnded(key, "diverged" if n % 11 == 1 else "failed", failure=failure)]
+        again = trained(key, (n * 7919 % 1000) / 1000 * n / 400)
+        events += end if n % 11 == 1 else [*end, *again] if n % 7 == 3 else again
+    entries = [Entry(float(n), event) for n, event in enumerate(events)]
+
+    def told() -> list[tuple[str, float, int]]:
+        view = View(make_sweep(), layout)
+        for entry in entries:
+            view.apply(entry)
+        snapshot = view.snapshot("")
+        assert snapshot is not None
+        return [(point.name, point.value, point.step) for point in snapshot.points]
+
+    sparingly = told()
+    monkeypatch.setattr(View, "_may_be_news", lambda *_: True)
+    assert sparingly == told()
+    assert len(sparingly) > 100
+
+
 def test_what_the_parent_run_tells_hardly_grows_with_the_trials(layout: Layout) -> None:
     def told(count: int, prefix: str) -> int:
         own = Layout(layout.storage, prefix)

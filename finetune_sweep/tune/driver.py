@@ -21,9 +21,8 @@ from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, CheckpointWritten, Event, Failure, Suggested, TrialEnded
 from finetune_sweep.journal import Journal
 from finetune_sweep.layout import Layout
-from finetune_sweep.plan import Plan, remaining
+from finetune_sweep.plan import Plan, remaining, unasked
 from finetune_sweep.record import TrialRecord
-from finetune_sweep.spec import Tpe
 from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.engine import Engine
@@ -142,10 +141,7 @@ class Driver:
 
     def unasked(self) -> int:
         """How many suggestions a search that learns from results still has."""
-        search = self.plan.sweep.search
-        if self.finals or not isinstance(search, Tpe):
-            return 0
-        return search.trials - len(self.journal.record.suggestions)
+        return 0 if self.finals else unasked(self.plan.sweep, self.journal.record)
 
     def _ask(self) -> Trial | None:
         """Journals the next suggestion; None if its trial was suggested before."""
@@ -165,9 +161,9 @@ class Driver:
         """The score of the last trial that keeps its checkpoint; None while there is room for any."""
         if self.finals:
             return None
-        ranking = self.journal.record.ranking()
         keep = self.plan.sweep.keep_checkpoints
-        return ranking[keep - 1].score if len(ranking) >= keep else None
+        best = self.journal.record.ranking(keep)
+        return best[-1].score if len(best) == keep else None
 
     def record(self, events: Sequence[Event]) -> None:
         """Writes down what a worker reported, and gives up the checkpoints that can no longer win."""

@@ -6,12 +6,12 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Self, TypeVar
@@ -57,7 +57,9 @@ class Engine:
         self._device = sweep.device
         self._address = address
         self._slots: int | None = None
-        self._is_started = False
+        self._thread: threading.Thread | None = None
+        self._started: Future[None] = Future()
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +67,51 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_started:
+        if self._thread is None or (self._address is not None and not self._started.done()):
+            return  # an address that does not answer would be waited for
+        if self._started.exception() is None:
             import ray
 
             ray.shutdown()
+        self._over.set()
+        self._thread.join()
+
+    def start(self) -> None:
+        """Begins to start it, beside what this thread does; whoever needs it first waits until it runs."""
+        if self._thread is not None:
+            return
+        os.environ.update(_DRIVER_ENVIRONMENT)
+        import ray  # noqa: F401 - here: two threads that import at once can wait for each other
+
+        thread = threading.Thread(target=self._hold, name="ray", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def _hold(self) -> None:
+        """Starts Ray and stays: the kernel ends Ray's processes with the thread that started them."""
+        import ray
+
+        try:
+            self._start()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            ray.shutdown()
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        self._over.wait()
+
+    def warm_up(self, workers: int) -> None:
+        """Lets some processes, at most one a slot, import what `fresh` needs, while the driver does other things.
+
+        Where trials have GPUs, nothing is done: a process must not look at a GPU before it is given its own.
+        """
+        import ray
+
+        if self._resources.gpu:
+            return
+        warm_up = ray.remote(num_cpus=self._resources.cpu)(_import_all)
+        for _ in range(min(workers, self.slots)):
+            warm_up.remote()
 
     @property
     def slots(self) -> int:
@@ -96,7 +139,7 @@ class Engine:
         return self.fresh(hardware.resolve, self._device, self._resources.gpu)
 
     def fresh(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs a function of a module in a process of its own, with the resources and threads of a trial.
+        """Runs a function of a module in a process that has only imported, with the resources and threads of a trial.
 
         Raises:
             Exception: Whatever the function raises.
@@ -104,7 +147,7 @@ class Engine:
         return self._remote(function, calls=1)(*args, **kwargs)
 
     def fresh_once(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same in a process that may have run this very function once before, and nothing else.
+        """The same in a process that may also have run this very function once before.
 
         Raises:
             Exception: Whatever the function raises.
@@ -129,31 +172,28 @@ class Engine:
         return call
 
     def _ensure_started(self) -> None:
-        if self._is_started:
-            return
-        os.environ.update(_DRIVER_ENVIRONMENT)
+        self.start()
+        self._started.result()
+
+    def _start(self) -> None:
         import ray
 
-        environment = {"env_vars": _worker_environment(self._resources.threads)}
-        quiet: dict[str, Any] = {
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-            "runtime_env": environment,
-        }
-        with _sigterm_kept(), _groups_of_their_own():
-            if self._address is None:
-                cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it warns that a thread gets no handler of SIGTERM
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        environment = _worker_environment(self._resources.threads)
+        if self._address is None:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            with _processes_apart(environment):
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-            else:
-                check_reachable(self._address)
-                try:
-                    ray.init(address=self._address, **quiet)
-                except (ConnectionError, RuntimeError, ValueError) as error:
-                    reason = (str(error).splitlines() or [type(error).__name__])[0]
-                    raise UserError(
-                        f"--address {self._address}: no Ray cluster could be joined: {reason}"
-                    ) from error
-        self._is_started = True
+        else:
+            check_reachable(self._address)
+            try:
+                ray.init(address=self._address, runtime_env={"env_vars": environment}, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(
+                    f"--address {self._address}: no Ray cluster could be joined: {reason}"
+                ) from error
         _protect_token()
 
     def _count(self) -> int:
@@ -165,34 +205,34 @@ class Engine:
 
 
 @contextlib.contextmanager
-def _groups_of_their_own() -> Iterator[None]:
-    """Starts processes so that a signal to the driver's process group, as a closing terminal sends it, misses them.
+def _processes_apart(environment: Mapping[str, str]) -> Iterator[None]:
+    """Starts this thread's processes with variables of their own, and out of reach of signals to the driver's group.
 
-    The driver then asks them to store where they are. They end with it all the same: the kernel sees to that on
-    Linux; elsewhere Ray does it by the process group, which is left to it.
+    Such a signal comes from a closing terminal; the driver then asks them to store where they are. They end with it all
+    the same: the kernel sees to that on Linux; elsewhere Ray does it by the process group, which is left to it. The
+    variables are no `runtime_env`: workers that Ray starts beforehand would not have it, and be of no use.
     """
-    start = subprocess.Popen.__init__
+    start, own = subprocess.Popen.__init__, threading.current_thread()
+    group = {"process_group": 0} if sys.platform == "linux" else {}
 
     def apart(process: subprocess.Popen[bytes], *args: Any, **settings: Any) -> None:  # noqa: ANN401 - Popen's own
-        start(process, *args, **{"process_group": 0, **settings})
+        if threading.current_thread() is own:
+            known = settings.get("env") or os.environ
+            settings = {**settings, **group, "env": {**known, **environment}}
+        start(process, *args, **settings)
 
-    if sys.platform == "linux":
-        subprocess.Popen.__init__ = apart  # type: ignore[method-assign, assignment]
+    subprocess.Popen.__init__ = apart  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         subprocess.Popen.__init__ = start  # type: ignore[method-assign]
 
 
-@contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Leaves SIGTERM to who has it: `ray.init` makes it end the process, before the journal is told why."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
+def _import_all() -> None:
+    """Imports torch, transformers and what else a model and its data need; that takes seconds."""
+    import transformers  # noqa: F401
+
+    import finetune_sweep.tune.loaded  # noqa: F401
 
 
 def check_reachable(address: str) -> None:

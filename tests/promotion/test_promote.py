@@ -335,7 +335,9 @@ def test_a_trial_that_the_user_preferred_stays_until_the_rule_names_another(prom
     assert promoted.promote(never, Options(keep=True)) == preferred
     assert promoted.promote(here).key == first
     promoted.promote(here, Options(key=third))
-    promoted.ranking[0].score = None
+    plan = promoted.journal.record.plan
+    assert plan is not None
+    promoted.journal.append(replace(plan, keys=tuple(key for key in plan.keys if key != first)))
     assert promoted.promote(here, Options(keep=True)).key == second
 
 

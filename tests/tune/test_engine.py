@@ -1,14 +1,25 @@
-"""How many trials fit where, and which addresses are refused before Ray is asked; Ray is not started here."""
+"""How many trials fit where, which addresses are refused before Ray is asked, and what is ready once it runs."""
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import ray
 
 from finetune_sweep.errors import UserError
+from finetune_sweep.session import Session, drive
 from finetune_sweep.spec import Resources
-from finetune_sweep.tune.engine import check_reachable, count_slots
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.tune.engine import Engine, check_reachable, count_slots
+
+if TYPE_CHECKING:
+    from tests.conftest import WriteSweep
 
 
 @pytest.mark.parametrize(
@@ -87,3 +98,71 @@ def test_an_address_without_a_port_is_told_what_it_may_be(address: str) -> None:
 def test_an_address_where_something_listens_is_left_to_ray() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         check_reachable(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def in_a_worker() -> tuple[bool, str | None, int, int]:
+    return "transformers" in sys.modules, os.environ.get("OMP_NUM_THREADS"), os.getpid(), os.getppid()
+
+
+def test_a_worker_that_was_warmed_up_has_loaded_what_trials_need(write_sweep: WriteSweep) -> None:
+    """And Ray, which a thread of the engine's started, is gone with the block."""
+    sweep = load_sweep(write_sweep())
+    before = dict(os.environ)
+    with Engine(sweep) as engine:
+        engine.start()
+        engine.start()
+        engine.warm_up(engine.slots)
+        first, second = engine.fresh(in_a_worker), engine.fresh(in_a_worker)
+
+    assert first[:2] == (True, str(sweep.resources_per_trial.threads))
+    assert first[1] == second[1]
+    assert first[2] != second[2]
+    assert first[3] == second[3]
+    assert not Path(f"/proc/{first[3]}").exists()
+    assert "ray" not in {thread.name for thread in threading.enumerate()}
+    assert os.environ.get("OMP_NUM_THREADS") == before.get("OMP_NUM_THREADS")
+
+
+def test_where_trials_have_gpus_no_worker_is_touched_before_it_is_given_one(
+    write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray counts a GPU that it is told of by a number, whether there is one or not."""
+    init = ray.init
+    monkeypatch.setattr(ray, "init", lambda **settings: init(**settings, num_gpus=1))
+    with Engine(load_sweep(write_sweep(), ["resources_per_trial.gpu=1", "device=cpu"])) as engine:
+        engine.start()
+        engine.warm_up(engine.slots)
+        assert not engine.fresh(in_a_worker)[0]
+
+
+def test_what_is_wrong_with_an_address_is_told_to_who_needs_ray(
+    write_sweep: WriteSweep, closed_port: int
+) -> None:
+    with Engine(load_sweep(write_sweep()), f"127.0.0.1:{closed_port}") as engine:
+        engine.start()
+        with pytest.raises(UserError, match=r"no Ray cluster answers there"):
+            _ = engine.slots
+
+
+def test_a_session_starts_ray_at_once_unless_the_last_one_was_complete(write_sweep: WriteSweep) -> None:
+    sweep = load_sweep(write_sweep(), options={"storage": str(write_sweep().parent / "runs")})
+    started = []
+
+    def steps(_session: Session) -> int:
+        started.append("ray" in {thread.name for thread in threading.enumerate()})
+        return 1 if len(started) == 1 else 0
+
+    for _ in range(3):
+        drive(sweep, None, steps)
+
+    assert started == [True, True, False]
+
+
+def test_a_mistake_in_the_data_is_told_while_ray_starts(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("review,verdict\n", encoding="utf-8")
+    sweep = load_sweep(write_sweep(data=str(tmp_path / "empty.csv")))
+
+    with pytest.raises(UserError, match=r"empty\.csv"):
+        drive(sweep, None, lambda _: 0)
+
+    assert "ray" not in {thread.name for thread in threading.enumerate()}
