@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -183,12 +185,13 @@ class Engine:
         environment = _worker_environment(self._resources.threads)
         if self._address is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            with _processes_apart(environment):
+            with _sigterm_kept(), _processes_apart(environment):
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         else:
             check_reachable(self._address)
             try:
-                ray.init(address=self._address, runtime_env={"env_vars": environment}, **quiet)
+                with _sigterm_kept():
+                    ray.init(address=self._address, runtime_env={"env_vars": environment}, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UserError(
@@ -226,6 +229,22 @@ def _processes_apart(environment: Mapping[str, str]) -> Iterator[None]:
         yield
     finally:
         subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Leaves SIGTERM to who has it: Ray's core takes it, to abort the process three seconds later.
+
+    `signal.signal` would only work in the main thread, which may be busy for long.
+    """
+    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
+    get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
+    put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    handler = get(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        put(signal.SIGTERM, handler)
 
 
 def _import_all() -> None:

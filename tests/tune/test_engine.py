@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import ray
 
 from finetune_sweep.errors import UserError
 from finetune_sweep.session import Session, drive
+from finetune_sweep.signals import collected
 from finetune_sweep.spec import Resources
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.tune.engine import Engine, check_reachable, count_slots
@@ -121,6 +124,15 @@ def test_a_worker_that_was_warmed_up_has_loaded_what_trials_need(write_sweep: Wr
     assert not Path(f"/proc/{first[3]}").exists()
     assert "ray" not in {thread.name for thread in threading.enumerate()}
     assert os.environ.get("OMP_NUM_THREADS") == before.get("OMP_NUM_THREADS")
+
+
+def test_a_signal_to_end_is_still_the_sessions_own(write_sweep: WriteSweep) -> None:
+    with collected() as asked, Engine(load_sweep(write_sweep())) as engine:
+        engine.start()
+        assert engine.slots
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked.is_stopping()
+        time.sleep(3.5)  # Ray's own handler would end this process by now
 
 
 def test_where_trials_have_gpus_no_worker_is_touched_before_it_is_given_one(
