@@ -67,15 +67,16 @@ PEERS: Final = {
 BENCH: Final = (
     Entry("w12", "ours", 2),
     Entry("w12", "n0", 2),
-    Entry("w12", "n3", 1),
-    Entry("w12", "n1", 1),
-    Entry("w12", "n2", 1),
-    Entry("w12", "h", 1),
+    Entry("w12", "n3", 2),
     Entry("noop", "noop", 2),
     Entry("noop", "n0-noop", 2),
 )
+"""Half an hour; the other peers take a quarter of an hour more."""
 FULL: Final = (
     *BENCH,
+    Entry("w12", "n1", 1),
+    Entry("w12", "n2", 1),
+    Entry("w12", "h", 1),
     Entry("w12", "ours-one-slot", 2),
     Entry("w12", "ours-one-core", 1),
     Entry("w12", "ours-hog", 1),

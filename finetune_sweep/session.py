@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from finetune_sweep.tune.engine import Engine
 
 _MIRROR_TIMEOUT_S: Final = 60.0
-"""How long MLflow may get nothing more until it counts as away."""
+"""How long MLflow may take for no run until it counts as away."""
 _MIRROR_TIMEOUT_INTERRUPTED_S: Final = 5.0
 _MIRROR_SLICE_S: Final = 2.5
 
@@ -51,19 +51,20 @@ class Session:
         self.display.update(self.journal.record)
 
     def deliver(self) -> None:
-        """Waits until MLflow has everything, as long as it gets more of it; not for long after a signal to stop."""
-        missing, waited, interrupted = 0, 0.0, 0.0
+        """Waits until MLflow has everything, as long as runs get there; not for long after a signal to stop."""
+        least, waited, interrupted = 0, 0.0, 0.0
         while late := len(self.mirror.flush(_MIRROR_SLICE_S)):
-            if not missing:
+            if not least:
                 self.display.note(f"waiting for MLflow to take what it has not got yet, runs: {late}")
-            waited = 0.0 if late < missing else waited + _MIRROR_SLICE_S
+            waited = 0.0 if late < least else waited + _MIRROR_SLICE_S
             interrupted += _MIRROR_SLICE_S if self.signals.is_stopping() else 0.0
-            missing = late
+            least = min(late, least or late)
             if waited >= _MIRROR_TIMEOUT_S or interrupted >= _MIRROR_TIMEOUT_INTERRUPTED_S:
                 return
 
     def driver(self, plan: Plan | None = None, *, finals: bool = False) -> Driver:
         """What trains the plan as it is now, or another one: that of the finalists' runs."""
+        self.engine.settle()  # two threads that import at once can wait for each other
         from finetune_sweep.tune.driver import Driver
 
         stop = self.signals.is_stopping

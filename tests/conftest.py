@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,15 @@ training: {training}
 storage: ./runs
 cache: ./cache
 """
+
+
+@pytest.fixture
+def environment_as_before() -> Iterator[None]:
+    """What Ray is told, and what it sets itself, would stay in the environment of this process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

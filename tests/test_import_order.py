@@ -118,6 +118,7 @@ ORDER = (
     "finetune_sweep.tune.trainable",
     "finetune_sweep.tune.suggest",
     "finetune_sweep.tune.search",
+    "finetune_sweep.tune.processes",
     "finetune_sweep.tune.engine",
     "finetune_sweep.tune.cluster",
     "finetune_sweep.tune.driver",

@@ -189,10 +189,10 @@ def test_a_call_whose_answer_is_lost_is_not_made_again_by_the_client(monkeypatch
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_what_is_told_of_a_sweep_does_not_depend_on_when_its_trials_are_counted(
+def test_what_is_told_of_a_sweep_is_what_counting_after_each_trial_would_tell(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """400 trials, of which some fail and are tried again, and some diverge; counting after each is the slow way."""
+    """400 trials, of which some diverge, and some fail and are tried again at once; counting after each is slow."""
     keys = [f"{n:03d}" for n in range(400)]
     events = planned(*keys)
     for n, key in enumerate(keys):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 import math
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +17,7 @@ from urllib.parse import urlsplit
 from finetune_sweep.errors import UserError
 from finetune_sweep.spec import Resources, Sweep
 from finetune_sweep.train import hardware
+from finetune_sweep.tune.processes import processes_apart, sigterm_kept
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +41,7 @@ _ADDRESSES: Final = "auto, HOST:PORT or ray://HOST:PORT"
 
 
 class Engine:
-    """A running Ray with room for the trials of a sweep; starts when it is first needed, ends with the block."""
+    """A Ray with room for the trials of a sweep; it begins at the latest when it is needed, and ends with the block."""
 
     def __init__(self, sweep: Sweep, address: str | None = None) -> None:
         """Starts nothing yet.
@@ -72,9 +68,7 @@ class Engine:
         if self._thread is None or (self._address is not None and not self._started.done()):
             return  # an address that does not answer would be waited for
         if self._started.exception() is None:
-            import ray
-
-            ray.shutdown()
+            _shut_down()
         self._over.set()
         self._thread.join()
 
@@ -83,7 +77,7 @@ class Engine:
         if self._thread is not None:
             return
         os.environ.update(_DRIVER_ENVIRONMENT)
-        import ray  # noqa: F401 - here: two threads that import at once can wait for each other
+        import ray  # noqa: F401 - in this thread: two that import at once can wait for each other
 
         thread = threading.Thread(target=self._hold, name="ray", daemon=True)
         thread.start()
@@ -91,16 +85,23 @@ class Engine:
 
     def _hold(self) -> None:
         """Starts Ray and stays: the kernel ends Ray's processes with the thread that started them."""
-        import ray
-
         try:
             self._start()
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            ray.shutdown()
             self._started.set_exception(error)
+            _shut_down()
             return
         self._started.set_result(None)
         self._over.wait()
+
+    def settle(self) -> None:
+        """Waits for a start that was begun, and begins none.
+
+        Raises:
+            UserError: If the cluster cannot be reached.
+        """
+        if self._thread is not None:
+            self._started.result()
 
     def warm_up(self, workers: int) -> None:
         """Lets some processes, at most one a slot, import what `fresh` needs, while the driver does other things.
@@ -185,12 +186,12 @@ class Engine:
         environment = _worker_environment(self._resources.threads)
         if self._address is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            with _sigterm_kept(), _processes_apart(environment):
+            with sigterm_kept(), processes_apart(environment):
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         else:
             check_reachable(self._address)
             try:
-                with _sigterm_kept():
+                with sigterm_kept():
                     ray.init(address=self._address, runtime_env={"env_vars": environment}, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -207,51 +208,19 @@ class Engine:
         return min(slots, self._max_concurrent or slots)
 
 
-@contextlib.contextmanager
-def _processes_apart(environment: Mapping[str, str]) -> Iterator[None]:
-    """Starts this thread's processes with variables of their own, and out of reach of signals to the driver's group.
-
-    Such a signal comes from a closing terminal; the driver then asks them to store where they are. They end with it all
-    the same: the kernel sees to that on Linux; elsewhere Ray does it by the process group, which is left to it. The
-    variables are no `runtime_env`: workers that Ray starts beforehand would not have it, and be of no use.
-    """
-    start, own = subprocess.Popen.__init__, threading.current_thread()
-    group = {"process_group": 0} if sys.platform == "linux" else {}
-
-    def apart(process: subprocess.Popen[bytes], *args: Any, **settings: Any) -> None:  # noqa: ANN401 - Popen's own
-        if threading.current_thread() is own:
-            known = settings.get("env") or os.environ
-            settings = {**settings, **group, "env": {**known, **environment}}
-        start(process, *args, **settings)
-
-    subprocess.Popen.__init__ = apart  # type: ignore[method-assign, assignment]
-    try:
-        yield
-    finally:
-        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Leaves SIGTERM to who has it: Ray's core takes it, to abort the process three seconds later.
-
-    `signal.signal` would only work in the main thread, which may be busy for long.
-    """
-    get, put = ctypes.pythonapi.PyOS_getsig, ctypes.pythonapi.PyOS_setsig
-    get.argtypes, get.restype = [ctypes.c_int], ctypes.c_void_p
-    put.argtypes, put.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    handler = get(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        put(signal.SIGTERM, handler)
-
-
 def _import_all() -> None:
     """Imports torch, transformers and what else a model and its data need; that takes seconds."""
-    import transformers  # noqa: F401
+    import transformers  # noqa: F401 - for whoever imports it next in this process
 
-    import finetune_sweep.tune.loaded  # noqa: F401
+    import finetune_sweep.tune.loaded  # noqa: F401 - as above
+
+
+def _shut_down() -> None:
+    """Ends Ray, or what there is of one that did not start."""
+    import ray
+
+    with sigterm_kept():
+        ray.shutdown()
 
 
 def check_reachable(address: str) -> None:

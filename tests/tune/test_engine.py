@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from finetune_sweep.errors import UserError
-from finetune_sweep.session import Session, drive
 from finetune_sweep.signals import collected
 from finetune_sweep.spec import Resources
 from finetune_sweep.sweepfile import load_sweep
@@ -23,6 +22,9 @@ from finetune_sweep.tune.engine import Engine, check_reachable, count_slots
 
 if TYPE_CHECKING:
     from tests.conftest import WriteSweep
+
+
+pytestmark = pytest.mark.usefixtures("environment_as_before")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def in_a_worker() -> tuple[bool, str | None, int, int]:
 def test_a_worker_that_was_warmed_up_has_loaded_what_trials_need(write_sweep: WriteSweep) -> None:
     """And Ray, which a thread of the engine's started, is gone with the block."""
     sweep = load_sweep(write_sweep())
-    before = dict(os.environ)
+    threads = os.environ.get("OMP_NUM_THREADS")
     with Engine(sweep) as engine:
         engine.start()
         engine.start()
@@ -123,7 +125,7 @@ def test_a_worker_that_was_warmed_up_has_loaded_what_trials_need(write_sweep: Wr
     assert first[3] == second[3]
     assert not Path(f"/proc/{first[3]}").exists()
     assert "ray" not in {thread.name for thread in threading.enumerate()}
-    assert os.environ.get("OMP_NUM_THREADS") == before.get("OMP_NUM_THREADS")
+    assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
 def test_a_signal_to_end_is_still_the_sessions_own(write_sweep: WriteSweep) -> None:
@@ -138,10 +140,11 @@ def test_a_signal_to_end_is_still_the_sessions_own(write_sweep: WriteSweep) -> N
 def test_where_trials_have_gpus_no_worker_is_touched_before_it_is_given_one(
     write_sweep: WriteSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray counts a GPU that it is told of by a number, whether there is one or not."""
+    """Ray counts a GPU that it is told of, there or not. A trial has all cores, so that one process comes at a time."""
     init = ray.init
     monkeypatch.setattr(ray, "init", lambda **settings: init(**settings, num_gpus=1))
-    with Engine(load_sweep(write_sweep(), ["resources_per_trial.gpu=1", "device=cpu"])) as engine:
+    cores = f"resources_per_trial.cpu={len(os.sched_getaffinity(0))}"
+    with Engine(load_sweep(write_sweep(), [cores, "resources_per_trial.gpu=1", "device=cpu"])) as engine:
         engine.start()
         engine.warm_up(engine.slots)
         assert not engine.fresh(in_a_worker)[0]
@@ -154,27 +157,3 @@ def test_what_is_wrong_with_an_address_is_told_to_who_needs_ray(
         engine.start()
         with pytest.raises(UserError, match=r"no Ray cluster answers there"):
             _ = engine.slots
-
-
-def test_a_session_starts_ray_at_once_unless_the_last_one_was_complete(write_sweep: WriteSweep) -> None:
-    sweep = load_sweep(write_sweep(), options={"storage": str(write_sweep().parent / "runs")})
-    started = []
-
-    def steps(_session: Session) -> int:
-        started.append("ray" in {thread.name for thread in threading.enumerate()})
-        return 1 if len(started) == 1 else 0
-
-    for _ in range(3):
-        drive(sweep, None, steps)
-
-    assert started == [True, True, False]
-
-
-def test_a_mistake_in_the_data_is_told_while_ray_starts(write_sweep: WriteSweep, tmp_path: Path) -> None:
-    (tmp_path / "empty.csv").write_text("review,verdict\n", encoding="utf-8")
-    sweep = load_sweep(write_sweep(data=str(tmp_path / "empty.csv")))
-
-    with pytest.raises(UserError, match=r"empty\.csv"):
-        drive(sweep, None, lambda _: 0)
-
-    assert "ray" not in {thread.name for thread in threading.enumerate()}
