@@ -21,6 +21,8 @@ PASS_HEADER = (
     "pass",
     "started",
     "wall s",
+    "search s",
+    "after it s",
     "CPU s",
     "peak PSS MB",
     "written MB",
@@ -99,11 +101,20 @@ def _cells(result: Result) -> tuple[str, ...]:
         result.name,
         result.started,
         f"{f.wall_s:.1f}",
+        *_phases(result),
         f"{f.cpu_s:.1f}",
         *(f"{size / 1e6:.0f}" for size in sizes),
         busy,
         trials,
     )
+
+
+def _phases(result: Result) -> tuple[str, str]:
+    """Of our own side: from the first unit to the last result, and on to the session's end."""
+    if result.phases is None:
+        return "", ""
+    last = max(result.phases.ended)
+    return f"{last - result.phases.started:.1f}", f"{result.phases.delivered - last:.1f}"
 
 
 def _summary(result: Result) -> str:

@@ -1,6 +1,6 @@
 """Runs a command and measures it with all processes that come of it: wall, CPU, memory, bytes; and who else was busy.
 
-Everything is read from /proc twice a second, so a process that lives shorter than that may count less than it used.
+Processes are read from /proc twice a second, so one that lives shorter than that may count less than it used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from typing import Final
 from benchmarks.gpu import GpuUse, watched
 
 INTERVAL_S: Final = 0.5
+FILES_INTERVAL_S: Final = 0.05
+"""Checkpoints may be deleted as soon as they are written, so they are looked for more often."""
 MEMORY_EVERY: Final = 10
 """Memory is read at every so many-th look: the kernel walks all pages of a process for it."""
 CHECKPOINTS: Final = (".safetensors", ".pt", ".pth", ".bin")
@@ -130,11 +133,29 @@ class WrittenFiles:
                         yield entry.inode(), entry.stat(follow_symlinks=False).st_size
 
 
+@contextlib.contextmanager
+def _watched_files(folder: Path) -> Iterator[WrittenFiles]:
+    """Looks for checkpoints in a thread, until the end of the block."""
+    files, ending = WrittenFiles(folder), threading.Event()
+
+    def look_on() -> None:
+        while not ending.wait(FILES_INTERVAL_S):
+            files.look()
+
+    thread = threading.Thread(target=look_on)
+    thread.start()
+    try:
+        yield files
+    finally:
+        ending.set()
+        thread.join()
+        files.look()
+
+
 @dataclass
 class _Meter:
     """The sums over the processes of a command while it runs."""
 
-    files: WrittenFiles
     beside: frozenset[int]
     cpu_s: dict[tuple[int, int], float] = field(default_factory=dict)
     written: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -153,7 +174,6 @@ class _Meter:
         if self.looks < MEMORY_EVERY or self.looks % MEMORY_EVERY == 0:  # a short command has few looks
             self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(process.pid) for process in tree))
         self.looks += 1
-        self.files.look()
         return [process for process in tree if process.state != "Z"]
 
 
@@ -196,18 +216,19 @@ def measure(
         (folder / "output.txt").open("w", encoding="utf-8") as output,
     ):
         beside = busy | ({watch.pid} if watch else set())
-        meter = _Meter(WrittenFiles(folder), earlier | beside)
+        meter = _Meter(earlier | beside)
         own_s, all_s, started = _own_s(beside), busy_s(), time.monotonic()
         child = subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=pin)  # noqa: PLW1509 - no threads
         try:
-            while child.poll() is None:
-                meter.look()
-                time.sleep(INTERVAL_S)
-                if time.monotonic() - started > LIMIT_S:
-                    child.terminate()
-            wall_s = time.monotonic() - started
-            spent_s = busy_s() - all_s - (_own_s(beside) - own_s)
-            cpu_s = sum(meter.cpu_s.values())
+            with _watched_files(folder) as files:
+                while child.poll() is None:
+                    meter.look()
+                    time.sleep(INTERVAL_S)
+                    if time.monotonic() - started > LIMIT_S:
+                        child.terminate()
+                wall_s = time.monotonic() - started
+                spent_s = busy_s() - all_s - (_own_s(beside) - own_s)
+                cpu_s = sum(meter.cpu_s.values())
         finally:
             _end(child, meter)
             ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
@@ -217,7 +238,7 @@ def measure(
         others_cores=max(0.0, spent_s - cpu_s) / wall_s,
         peak_bytes=meter.peak_bytes,
         written_bytes=sum(meter.written.values()),
-        checkpoint_bytes=meter.files.total,
+        checkpoint_bytes=files.total,
         exit_code=child.returncode,
         gpu=watch.use() if watch else None,
     )

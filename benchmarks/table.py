@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.passes import Result
-from benchmarks.peers.recipe import Outcome
+from benchmarks.peers.recipe import Outcome, Point
 
 Verdict = Literal["ok", "missed", "not run", "no ratio: busy machine", ""]
 Results = Mapping[tuple[str, str], Sequence[Result]]
@@ -138,7 +138,7 @@ def last_accuracies(trials: Sequence[Outcome]) -> dict[tuple[tuple[str, str], ..
 
 
 def accuracy_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> Paired:
-    """Ours minus theirs, over the trials of the grid.
+    """Ours minus theirs, over the grid; trials that differ in `epochs` alone, one training, are one pair.
 
     Raises:
         ValueError: If they are not the same trials.
@@ -148,7 +148,14 @@ def accuracy_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> P
         raise ValueError(
             f"not the same trials: {sorted(left.keys() ^ right.keys())[:4]} are of one side alone"
         )
-    return paired([left[name] for name in left], [right[name] for name in left])
+    trainings: dict[tuple[tuple[str, str], ...], list[tuple[str, ...]]] = {}
+    for name in left:
+        trainings.setdefault(tuple(part for part in name if part[0] != "epochs"), []).append(name)
+    means = [
+        [statistics.fmean(side[name] for name in names) for names in trainings.values()]
+        for side in (left, right)
+    ]
+    return paired(*means)
 
 
 def winner(trials: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
@@ -164,8 +171,23 @@ def largest_loss_difference(ours: Sequence[Outcome], plain: Sequence[Outcome]) -
     Raises:
         ValueError: If they are not the same trials and epochs.
     """
-    left = {(cell(trial), point.epoch): point.loss for trial in ours for point in trial.history}
-    right = {(cell(trial), point.epoch): point.loss for trial in plain for point in trial.history}
+    return max(abs(mine.loss - other.loss) for mine, other in _same_evaluations(ours, plain))
+
+
+def unequal_accuracies(ours: Sequence[Outcome], plain: Sequence[Outcome]) -> int:
+    """How many evaluations have another accuracy.
+
+    Raises:
+        ValueError: If they are not the same trials and epochs.
+    """
+    return sum(mine.accuracy != other.accuracy for mine, other in _same_evaluations(ours, plain))
+
+
+def _same_evaluations(ours: Sequence[Outcome], plain: Sequence[Outcome]) -> list[tuple[Point, Point]]:
+    left, right = (
+        {(cell(trial), point.epoch): point for trial in side for point in trial.history}
+        for side in (ours, plain)
+    )
     if left.keys() != right.keys():
         raise ValueError("not the same trials and epochs on both sides")
-    return max(abs(left[name] - right[name]) for name in left)
+    return [(left[name], right[name]) for name in left]
