@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from benchmarks.passes import RESULTS, PassFailed, Result, Store
+from benchmarks.passes import RESULTS, PassFailed, Result, Store, source_of
 from benchmarks.suite import BENCH, FULL, GPU, ROOT, Entry, Pass, in_turns
 from benchmarks.table import Results, Target, render
 from benchmarks.targets import FULL_TARGETS, GPU_TARGETS, TARGETS
@@ -45,9 +45,11 @@ def main(arguments: Sequence[str]) -> int:
         0, or 1 if a pass failed; a missed target is no failure of the benchmark.
     """
     options = _parser().parse_args(arguments)
+    if options.any_source and not options.table:
+        _parser().error("--any-source is for --table alone")
     signal.signal(signal.SIGTERM, _interrupt)
     entries, targets = SUITES["gpu" if options.gpu else "full" if options.full else "bench"]
-    store = Store(options.work, options.results, options.set, options.attempts)
+    store = Store(options.work, options.results, options.set, options.attempts, any_source=options.any_source)
     passes = [p for p in in_turns(entries) if not options.only or _is_wanted(p, options.only)]
     failed = 0
     for number, which in enumerate(passes if not options.table else [], 1):
@@ -65,9 +67,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def report(store: Store, entries: Sequence[Entry], targets: Sequence[Target]) -> str:
     """The table of all passes, and that of the targets, of what is stored."""
-    found = [result for which in in_turns(entries) if (result := store.result(which)) is not None]
+    found = [
+        _cells(result, is_current=result.source == source_of(which))
+        for which in in_turns(entries)
+        if (result := store.result(which)) is not None
+    ]
     machine = ", ".join(f"{name} {value}" for name, value in hardware.describe().items())
-    lines = [f"Measured on: {machine}", "", render(PASS_HEADER, [_cells(result) for result in found]), ""]
+    lines = [f"Measured on: {machine}", "", render(PASS_HEADER, found), ""]
     rows = [target.row(collect(store, entries)) for target in targets]
     cells = [(r.workload, r.what, r.value, r.cpu, r.target, r.floor, r.verdict) for r in rows]
     return "\n".join([*lines, render(ROW_HEADER, cells)])
@@ -92,13 +98,13 @@ def _is_wanted(which: Pass, only: Sequence[str]) -> bool:
     return any(which.name == name or which.name.startswith(f"{name}.") for name in only)
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _cells(result: Result, *, is_current: bool) -> tuple[str, ...]:
     f = result.figures
     sizes = (f.peak_bytes, f.written_bytes, f.checkpoint_bytes)
     busy = f"{f.others_cores:.2f}{'' if result.is_quiet else ' noisy'}"
     trials = str(len(result.trials) or len(result.ended))
     return (
-        result.name,
+        f"{result.name}{'' if is_current else ' *'}",
         result.started,
         f"{f.wall_s:.1f}",
         *_phases(result),
@@ -138,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="NAME", help="a workload, w12, or a side of it, w12.n0"
     )
     parser.add_argument("--table", action="store_true", help="run nothing, print what is stored")
+    parser.add_argument(
+        "--any-source", action="store_true", help="with --table: also what an earlier source gave, marked *"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="where passes work")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where their results are kept")
     parser.add_argument(

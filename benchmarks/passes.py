@@ -77,22 +77,33 @@ class Store:
         overrides: Changes of every workload, as for `--set`; only to try the benchmark itself. What they give is
             kept apart, in `folder`.
         attempts: How often a pass is tried until the machine is quiet.
+        any_source: Whether what another source gave is found too, the newest of each pass; only to look at it.
     """
 
     def __init__(
-        self, folder: Path, results: Path = RESULTS, overrides: Sequence[str] = (), attempts: int = 2
+        self,
+        folder: Path,
+        results: Path = RESULTS,
+        overrides: Sequence[str] = (),
+        attempts: int = 2,
+        *,
+        any_source: bool = False,
     ) -> None:
         place = folder.absolute() / f"set-{_digest(*overrides)}" if overrides else folder.absolute()
         self._folder, self._overrides, self._attempts = place, tuple(overrides), attempts
+        self._any_source = any_source
         self._results = place / "results" if overrides else results.absolute()
         for made in (self._folder, self._results):
             made.mkdir(parents=True, exist_ok=True)
 
     def attempts(self, which: Pass) -> list[Result]:
         """The stored attempts at a pass, by the source as it is now, on a machine of this kind."""
-        files = sorted(self._results.glob(f"{which.name}.{source_of(which)}.*.json"))
+        source = "*" if self._any_source else source_of(which)
+        files = sorted(self._results.glob(f"{which.name}.{source}.*.json"))
         found = [_RESULT.validate_json(file.read_bytes()) for file in files]
-        return [result for result in found if result.machine == machine()]
+        here = [result for result in found if result.machine == machine()]
+        newest = max(here, key=lambda result: result.started, default=None)
+        return [result for result in here if newest is not None and result.source == newest.source]
 
     def result(self, which: Pass) -> Result | None:
         """The attempt that counts: the first quiet one, else the last; None if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -322,8 +323,10 @@ def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: S
     """What the cache of states does for a trial. Texts count as long as they may be: their tokens are not known."""
     speed = plan.sweep.speed
     kept = set(depths) - {0, "embeddings"}
-    if not kept or not speed.prefix_cache:
+    if not speed.prefix_cache or set(depths) == {0}:
         return ""
+    if not kept:
+        return "its frozen embeddings are looked up in each epoch, as a cache of them would spare next to nothing"
     if _opens_others(trial.training):
         kept = {trial.opened} - {0, "embeddings"}
     if reason := _why_not_cached(plan, arch, trial) or ("" if kept else _OTHERS):
@@ -336,7 +339,17 @@ def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: S
     if at_most > speed.prefix_cache_bytes:
         allowed = f"prefix_cache_bytes allows {speed.prefix_cache_bytes:,}"
         return f"its frozen blocks are computed once if the result fits ({size}, {allowed})"
+    free, floor = shutil.disk_usage(_cache_disk(plan)).free, plan.sweep.min_free_bytes
+    if at_most + floor > free:
+        allowed = f"{free / 1e6:,.1f} MB are free, min_free_bytes keeps {floor:,}"
+        return f"its frozen blocks are computed once if the disk has room ({size}, {allowed})"
     return f"its frozen blocks are computed once, {size} in the cache"
+
+
+def _cache_disk(plan: Plan) -> Path:
+    """A folder on the disk of the cache, which need not be there yet."""
+    folder = Path(plan.sweep.cache or "").absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _why_not_cached(plan: Plan, arch: architecture.Architecture, trial: Trial) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,15 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks import compiled, suite, table, targets
+from benchmarks import compiled, passes, suite, table, targets
 from benchmarks.gpu import GpuUse, use_of
 from benchmarks.material import fixed_settings, grid_of, make
 from benchmarks.measure import Figures, WrittenFiles, measure
 from benchmarks.ours import LEVERS_OFF, VARIANTS, Phases
-from benchmarks.passes import Result, Store
+from benchmarks.passes import Result, Store, source_of
 from benchmarks.peers import n3
 from benchmarks.peers.hugging_face import arguments, build_model, load_rows, make_trainer
 from benchmarks.peers.recipe import Outcome, Point, Recipe, Setting
@@ -234,6 +236,19 @@ def test_trials_of_two_sides_are_compared_by_their_configuration() -> None:
         table.accuracy_difference(ours, theirs[:1])
 
 
+def test_trials_that_are_one_training_are_one_pair() -> None:
+    def side(*accuracies: float) -> list[Outcome]:
+        return [outcome(1e-3, 0.5, a) for a in accuracies[:1]] + [
+            outcome(rate, *([0.5] * epochs), a)
+            for rate, epochs, a in ((1e-3, 2, accuracies[1]), (2e-3, 1, accuracies[2]))
+        ]
+
+    # the first two differ in epochs alone: 0.1 and 0.3, so 0.2; the third 0
+    found = table.accuracy_difference(side(0.6, 0.8, 0.5), side(0.5, 0.5, 0.5))
+    assert found.mean == pytest.approx(0.1)
+    assert found.error == pytest.approx(0.1)
+
+
 def test_the_largest_difference_of_a_loss_is_found() -> None:
     ours = [outcome(1e-3, 0.5, 0.7), outcome(2e-3, 0.4, loss=0.75)]
     plain = [outcome(1e-3, 0.5, 0.7), outcome(2e-3, 0.4, loss=0.5)]
@@ -334,6 +349,32 @@ def test_losses_of_heads_alone_may_differ_more_than_others() -> None:
             ("w54", side): [dataclasses.replace(result(side, 1.0), trials=found)] for side, found in sides
         }
         assert target.value(results)[0] == pytest.approx(part)
+
+
+def test_an_accuracy_that_differs_is_not_the_same_metric() -> None:
+    results = {
+        ("w54", side): [dataclasses.replace(result(side, 1.0), trials=[outcome(1e-3, accuracy)])]
+        for side, accuracy in (("ours-fp32", 0.5), ("packed-fp32", 0.51))
+    }
+    part, shown, _ = targets.equals_packed("w54").value(results)
+    assert part == math.inf
+    assert shown.endswith("1 accuracies differ")
+
+
+def test_what_an_earlier_source_gave_is_found_only_when_asked_for(tmp_path: Path) -> None:
+    which = suite.Pass("w12", "n0", 1)
+    now = source_of(which)
+    stored = (("00000001", "2026-01-01 00:00"), ("00000002", "2026-01-02 00:00"))
+    for source, started in stored:
+        made = dataclasses.replace(
+            result(which.name, 1.0), source=source, started=started, machine=passes.machine()
+        )
+        (tmp_path / f"{which.name}.{source}.1.json").write_bytes(TypeAdapter(Result).dump_json(made))
+    found = Store(tmp_path / "work", tmp_path, any_source=True).result(which)
+    assert found is not None
+    assert found.source == "00000002"
+    assert now != found.source
+    assert Store(tmp_path / "work", tmp_path).result(which) is None
 
 
 # ------------------------------------------------------------------------------------------------ measuring

@@ -392,16 +392,26 @@ def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None
     assert made.trials[0].key == planned(write_sweep(space="{epochs: [3]}")).trials[0].key
 
 
+NEXT_TO_NOTHING = "its frozen embeddings are looked up in each epoch"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("seed=0", ["", "", "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
+        ("seed=0", ["", NEXT_TO_NOTHING, "computed once, at most 0.1 MB", "computed once, at most 0.0 MB"]),
         ("speed.prefix_cache=false", ["", "", "", ""]),
         (
             "speed.unpadding=false",
-            ["", "", "in each epoch, as texts are padded: unpadding is off", "each epoch"],
+            ["", NEXT_TO_NOTHING, "in each epoch, as texts are padded: unpadding is off", "each epoch"],
         ),
-        ("speed.prefix_cache_bytes=9000", ["", "", "if the result fits (at most 0.1 MB", "computed once"]),
+        (
+            "speed.prefix_cache_bytes=9000",
+            ["", NEXT_TO_NOTHING, "if the result fits (at most 0.1 MB", "computed once"],
+        ),
+        (
+            "min_free_bytes=1000000000000000",
+            ["", NEXT_TO_NOTHING, "if the disk has room (at most 0.1 MB", "if the disk has room"],
+        ),
     ],
 )
 def test_the_outlook_says_what_is_kept_of_frozen_blocks(

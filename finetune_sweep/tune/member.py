@@ -22,7 +22,7 @@ class Member(Protocol):
         layout: Of the sweep.
         bar: The score that a trial must reach for its checkpoint to be worth keeping; None for any.
         scores: Those of its trials that have ended.
-        best: The tensors of the evaluation that counts so far.
+        best: The evaluation that counts so far, with its tensors and predictions.
         stop_sign: Whether the driver asks to stop.
     """
 

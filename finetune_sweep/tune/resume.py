@@ -26,6 +26,8 @@ from finetune_sweep.train.state import Evaluation, Snapshot
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from finetune_sweep.tasks.arrays import Predictions
+
 PAYS: Final = 45.0
 """Training time that a checkpoint must have behind it, as a multiple of the time that writing it takes."""
 MAY_LOSE_S: Final = 120.0
@@ -38,11 +40,19 @@ _BEST: Final = "best.safetensors"
 
 @dataclass(frozen=True)
 class Best:
-    """The tensors of the evaluation that counts so far, on the CPU, by their names in the model's `state_dict`."""
+    """The evaluation that counts so far.
+
+    Args:
+        score: Its value of the metric.
+        epoch: When it was.
+        tensors: What was trained, on the CPU, by its names in the model's `state_dict`.
+        predictions: What the model said of each validation row; checkpoints hold none, so None after a resume.
+    """
 
     score: float
     epoch: int
     tensors: Mapping[str, Tensor]
+    predictions: Predictions | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from finetune_sweep.events import (
 )
 from finetune_sweep.layout import CHANGED_TENSORS, VALIDATION_PREDICTIONS, Layout
 from finetune_sweep.plan import Plan
-from finetune_sweep.tasks.arrays import Predictions
 from finetune_sweep.train import loop
 from finetune_sweep.train.heads import Trained
 from finetune_sweep.train.memory import is_out_of_memory
@@ -100,7 +99,6 @@ class _UnitRun:
     bar: float | None = None
     scores: list[float] = field(default_factory=list)
     best: Best | None = None
-    predictions: Predictions | None = None
     written: str = ""
     history: list[Evaluation] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)
@@ -182,8 +180,7 @@ class _UnitRun:
         score = evaluation.metrics[self.plan.sweep.metric.name]
         if self.best is None or self._counts_last or self._better(score, self.best.score):
             copies = {name: tensor.to("cpu", copy=True) for name, tensor in trained.changed.items()}
-            self.best = Best(score, evaluation.epoch, copies)
-            self.predictions = trained.predictions
+            self.best = Best(score, evaluation.epoch, copies, trained.predictions)
         return self.best
 
     @property
@@ -237,10 +234,10 @@ class _UnitRun:
 
     def _keep_predictions(self, key: str) -> None:
         """Stores what the best epoch's model said, if it is known: after a resume it is that of later epochs only."""
-        if not self.assignment.predictions or self.predictions is None or self.best is None:
+        if not self.assignment.predictions or self.best is None or self.best.predictions is None:
             return
         with folder_aside(self.layout.predictions(key, self.best.epoch)) as folder:
-            self.predictions.save(folder / VALIDATION_PREDICTIONS)
+            self.best.predictions.save(folder / VALIDATION_PREDICTIONS)
 
     def end_open(self, failure: Failure) -> tuple[Event, ...]:
         """The end of the trials that have no result: they share the failure."""

@@ -166,8 +166,9 @@ def test_what_was_not_used_for_the_longest_time_makes_room(tmp_path: Path) -> No
     (first,) = copies(tmp_path)
     with_states(source(rows), 1, place(tmp_path, "second"))
     (second,) = copies(tmp_path) - {first}
-    for age, name in enumerate((second, first)):
+    for age, name in enumerate((first, second)):
         os.utime(tmp_path / name / "0001" / MANIFEST, (age, age))
+    with_states(source(rows), 1, place(tmp_path, "first"))
     two = sum(file.stat().st_size for file in tmp_path.rglob("*.*") if file.is_file()) * 1.2
     found = with_states(source(rows), 1, place(tmp_path, "third", cap_bytes=int(two)))
     assert found is not None

@@ -438,6 +438,20 @@ def by_trial(events: list[Event], plan: Plan) -> dict[str, list[tuple[int, float
     return {t.key: results([e for e in told if t.key in e.keys]) for t in plan.trials}
 
 
+def test_finalists_whose_best_epoch_is_one_of_their_trunk_keep_what_it_said(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    """At such a rate the loss rises from the first epoch on, which all three have in common."""
+    space = BRANCHES.replace("1e-2", "0.3")
+    plan = make_plan(load_sweep(write_sweep(space=space), ("metric=loss",)))
+    (unit,) = plan.units
+    layout = Layout(tmp_path, "tiny")
+    told = ends(all_of(start(plan, layout, Assignment(unit, predictions=True))))
+    assert [(end.epochs_done, end.best_epoch) for end in told] == [(2, 1), (3, 1), (5, 1)]
+    for end in told:
+        check_folder(layout.predictions(end.key, 1))
+
+
 @pytest.mark.parametrize("cut", [0, 1, 2, 4])
 def test_trials_with_a_trunk_in_common_come_to_what_each_comes_to_alone_also_after_a_cut(
     cut: int, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
