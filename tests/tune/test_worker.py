@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 import subprocess
 import sys
@@ -428,6 +429,39 @@ def test_a_head_is_trained_again_for_its_checkpoint_to_the_last_digit(
     (written,) = (event.checkpoint for event in events if isinstance(event, CheckpointWritten))
     rebuilt = load_file(tmp_path / "again" / written / CHANGED_TENSORS)
     assert all(rebuilt[name].equal(tensor) for name, tensor in original.items())
+
+
+LEVERS = "{learning_rate: [1e-2, 1e-3], epochs: [1, 2], freeze_depth: [0, 1, all]}"
+
+
+@pytest.mark.parametrize("switch", ["share_trajectories", "prefix_cache", "fuse_heads", "unpadding"])
+def test_a_switch_of_the_sweep_file_changes_no_result(
+    switch: str, write_sweep: WriteSweep, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Without dropout, so that texts with padding need no other random numbers."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_bytes())
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config | off), encoding="utf-8")
+    sweep = write_sweep(space=LEVERS, model=str(model))
+
+    def losses(name: str, *sets: str) -> dict[str, list[float]]:
+        plan = make_plan(load_sweep(sweep, sets))
+        loaded, layout = Loaded(plan), Layout(tmp_path / name, "tiny")
+        told = [
+            event
+            for unit in plan.units
+            for event in all_of(run_unit(Assignment(unit), plan, layout, loaded))
+            if isinstance(event, Evaluated)
+        ]
+        return {t.key: [e.metrics["loss"] for e in told if t.key in e.keys] for t in plan.trials}
+
+    spared, plain = losses("on"), losses("off", f"speed.{switch}=false")
+    assert spared.keys() == plain.keys()
+    assert len(spared) == 12
+    for key, values in plain.items():
+        assert spared[key] == pytest.approx(values, abs=1e-4)
 
 
 BRANCHES = "{learning_rate: [1e-2], epochs: [2, 3, 5], lr_schedule: [{type: wsd, decay_ratio: 0.4}]}"
