@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from benchmarks.gpu import GpuUse, watched
 
 INTERVAL_S: Final = 0.5
-FILES_INTERVAL_S: Final = 0.05
+FILES_INTERVAL_S: Final = 0.1
 """Checkpoints may be deleted as soon as they are written, so they are looked for more often."""
 MEMORY_EVERY: Final = 10
 """Memory is read at every so many-th look: the kernel walks all pages of a process for it."""
@@ -109,6 +109,7 @@ class WrittenFiles:
     folder: Path
     gone: int = 0
     present: dict[int, int] = field(default_factory=dict)
+    listed: dict[Path, _Listed] = field(default_factory=dict)
 
     def look(self) -> None:
         """Counts a file as written again when it is gone, or shorter than before."""
@@ -124,13 +125,34 @@ class WrittenFiles:
         return self.gone + sum(self.present.values())
 
     def _sizes(self, folder: Path) -> Iterator[tuple[int, int]]:
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            for entry in entries:
+        """Inode and size of each checkpoint. A folder that did not change is not read again: that would cost more."""
+        with contextlib.suppress(OSError):
+            changed = folder.stat().st_mtime_ns
+            listed = self.listed.get(folder)
+            if listed is None or listed.changed != changed:
+                listed = self.listed[folder] = _read(folder, changed)
+            for file in listed.files:
                 with contextlib.suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        yield from self._sizes(Path(entry.path))
-                    elif entry.name.endswith(CHECKPOINTS):
-                        yield entry.inode(), entry.stat(follow_symlinks=False).st_size
+                    seen = file.stat(follow_symlinks=False)
+                    yield seen.st_ino, seen.st_size
+            for below in listed.folders:
+                yield from self._sizes(below)
+
+
+class _Listed(NamedTuple):
+    """What a folder holds, as of its last change in nanoseconds."""
+
+    changed: int
+    folders: list[Path]
+    files: list[Path]
+
+
+def _read(folder: Path, changed: int) -> _Listed:
+    with os.scandir(folder) as entries:
+        kinds = [(entry.path, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    folders = [Path(path) for path, is_folder in kinds if is_folder]
+    files = [Path(path) for path, is_folder in kinds if not is_folder and path.endswith(CHECKPOINTS)]
+    return _Listed(changed, folders, files)
 
 
 @contextlib.contextmanager
