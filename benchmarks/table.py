@@ -14,6 +14,8 @@ from benchmarks.peers.recipe import Outcome, Point
 Verdict = Literal["ok", "missed", "not run", "no ratio: busy machine", ""]
 Results = Mapping[tuple[str, str], Sequence[Result]]
 """By workload and variant: the attempt that counts of each pass."""
+Cell = tuple[tuple[str, str], ...]
+"""A configuration, name by name, in an order that both sides share."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # ------------------------------------------------------------------------------------------------ what trials gave
 
 
-def cell(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+def cell(outcome: Outcome) -> Cell:
     """The configuration of a trial as a name that both sides share."""
     return tuple(sorted((name, _canonical(value)) for name, value in outcome.config.items()))
 
@@ -132,7 +134,7 @@ def _canonical(value: float | str) -> str:
     return value if isinstance(value, str) else repr(float(value))
 
 
-def last_accuracies(trials: Sequence[Outcome]) -> dict[tuple[tuple[str, str], ...], float]:
+def last_accuracies(trials: Sequence[Outcome]) -> dict[Cell, float]:
     """The accuracy of each trial after its last epoch."""
     return {cell(trial): trial.history[-1].accuracy for trial in trials}
 
@@ -148,7 +150,7 @@ def accuracy_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> P
         raise ValueError(
             f"not the same trials: {sorted(left.keys() ^ right.keys())[:4]} are of one side alone"
         )
-    trainings: dict[tuple[tuple[str, str], ...], list[tuple[str, ...]]] = {}
+    trainings: dict[Cell, list[Cell]] = {}
     for name in left:
         trainings.setdefault(tuple(part for part in name if part[0] != "epochs"), []).append(name)
     means = [
@@ -158,7 +160,7 @@ def accuracy_difference(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> P
     return paired(*means)
 
 
-def winner(trials: Sequence[Outcome]) -> tuple[tuple[str, str], ...]:
+def winner(trials: Sequence[Outcome]) -> Cell:
     """The best trial by its last epoch; ties go to the fewest epochs, then to the order of the names."""
     accuracies = last_accuracies(trials)
     epochs = {cell(trial): len(trial.history) for trial in trials}
