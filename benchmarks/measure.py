@@ -23,6 +23,8 @@ from benchmarks.gpu import GpuUse, watched
 INTERVAL_S: Final = 0.5
 FILES_INTERVAL_S: Final = 0.1
 """Checkpoints may be deleted as soon as they are written, so they are looked for more often."""
+_SETTLED_NS: Final = 50_000_000
+"""Times of files are as coarse as the kernel's tick."""
 MEMORY_EVERY: Final = 10
 """Memory is read at every so many-th look: the kernel walks all pages of a process for it."""
 CHECKPOINTS: Final = (".safetensors", ".pt", ".pth", ".bin")
@@ -108,39 +110,57 @@ class WrittenFiles:
 
     folder: Path
     gone: int = 0
-    present: dict[int, int] = field(default_factory=dict)
+    present: dict[int, _File] = field(default_factory=dict)
+    missed: set[int] = field(default_factory=set)
     listed: dict[Path, _Listed] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Counts a file as written again when it is gone, or shorter than before."""
-        now = dict(self._sizes(self.folder))
-        for inode, size in self.present.items():
-            if now.get(inode, -1) < size:
-                self.gone += size
-        self.present = now
+        """Counts a file as gone at the second look without it: at one it may be between two folders.
+
+        One that is shorter than before is written anew, as is one that comes back with another time.
+        """
+        now = dict(self._files(self.folder))
+        missed = self.present.keys() - now.keys() - self.missed
+        for inode, before in self.present.items():
+            found = now.get(inode)
+            if inode in missed:
+                now[inode] = before
+                continue
+            is_back = inode in self.missed and found is not None
+            if found is None or found.size < before.size or (is_back and found.changed != before.changed):
+                self.gone += before.size
+        self.present, self.missed = now, missed
 
     @property
     def total(self) -> int:
         """Bytes so far."""
-        return self.gone + sum(self.present.values())
+        return self.gone + sum(file.size for file in self.present.values())
 
-    def _sizes(self, folder: Path) -> Iterator[tuple[int, int]]:
-        """Inode and size of each checkpoint. A folder that did not change is not read again: that would cost more."""
+    def _files(self, folder: Path) -> Iterator[tuple[int, _File]]:
+        """Each checkpoint by its inode. A folder that did not change is not read again: that would cost more."""
         with contextlib.suppress(OSError):
             changed = folder.stat().st_mtime_ns
             listed = self.listed.get(folder)
             if listed is None or listed.changed != changed:
-                listed = self.listed[folder] = _read(folder, changed)
+                is_settled = time.time_ns() - changed > _SETTLED_NS
+                listed = self.listed[folder] = _read(folder, changed if is_settled else 0)
             for file in listed.files:
                 with contextlib.suppress(OSError):
                     seen = file.stat(follow_symlinks=False)
-                    yield seen.st_ino, seen.st_size
+                    yield seen.st_ino, _File(seen.st_size, seen.st_mtime_ns)
             for below in listed.folders:
-                yield from self._sizes(below)
+                yield from self._files(below)
+
+
+class _File(NamedTuple):
+    """The size of a checkpoint, and its last change in nanoseconds."""
+
+    size: int
+    changed: int
 
 
 class _Listed(NamedTuple):
-    """What a folder holds, as of its last change in nanoseconds."""
+    """What a folder holds, as of its last change in nanoseconds; 0 while it may change again at the same time."""
 
     changed: int
     folders: list[Path]
@@ -164,7 +184,7 @@ def _watched_files(folder: Path) -> Iterator[WrittenFiles]:
         while not ending.wait(FILES_INTERVAL_S):
             files.look()
 
-    thread = threading.Thread(target=look_on)
+    thread = threading.Thread(target=look_on, daemon=True)
     thread.start()
     try:
         yield files
@@ -241,8 +261,8 @@ def measure(
         meter = _Meter(earlier | beside)
         own_s, all_s, started = _own_s(beside), busy_s(), time.monotonic()
         child = subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=pin)  # noqa: PLW1509 - no threads
-        try:
-            with _watched_files(folder) as files:
+        with _watched_files(folder) as files:
+            try:
                 while child.poll() is None:
                     meter.look()
                     time.sleep(INTERVAL_S)
@@ -251,9 +271,9 @@ def measure(
                 wall_s = time.monotonic() - started
                 spent_s = busy_s() - all_s - (_own_s(beside) - own_s)
                 cpu_s = sum(meter.cpu_s.values())
-        finally:
-            _end(child, meter)
-            ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
+            finally:
+                _end(child, meter)
+                ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
     return Figures(
         wall_s=wall_s,
         cpu_s=cpu_s,

@@ -1,4 +1,4 @@
-"""Does the default schedule lose accuracy? Winners of the quick grid under a constant rate, wsd and linear decay.
+"""Does the default schedule lose accuracy? Winners of a grid under a constant rate, wsd and linear decay.
 
     python -m benchmarks.schedules            all of it: about an hour; stop it at any time, it goes on
     python -m benchmarks.schedules --table    what is there already, nothing is trained
@@ -8,12 +8,12 @@
 itself. So each has to find a winner as good as linear decay does. Two data sets, five seeds: every trial is trained
 once, and says something of the validation rows. These are split anew, 200 times, into halves: one chooses the winner of
 each schedule, the other tests it. Differences are paired by seed; the error is that from seed to seed, on these rows.
-What decides is the last line, of all data sets and seeds together: a single line of five seeds would call an equal
-schedule lower once in five times.
+What decides is the last line, of all data sets and seeds together; there a schedule that is as good is called lower
+once in six times, and in one line or another more often.
 
 The learning rates are those that Turc et al. (2019, https://arxiv.org/abs/1908.08962) give for small BERTs, without the
-lowest, at which a few hundred texts teach little: a schedule that decays has half of the steps' sum, and would be the
-worse for that alone.
+lowest, at which a few hundred texts teach little: linear decay, whose steps sum up to half of those of a constant rate,
+would be the worse for that alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Found:
     """The winners of a schedule on a data set.
 
     Args:
-        tested: Shape `(seeds,)`: the metric of the winner on rows that did not choose it, mean over the partitions.
+        tested: Shape `(seeds,)`, of all data sets together `(data sets x seeds,)`: the metric of the winner on rows
+            that did not choose it, mean over the partitions.
     """
 
     tested: NDArray[np.float64]
@@ -76,7 +77,7 @@ class Found:
 
 
 def plan_of(data: str, storage: Path, sets: Sequence[str] = ()) -> Plan:
-    """The quick grid on the data of a shipped sweep, one schedule beside the other."""
+    """The grid on the data of a shipped sweep, one schedule beside the other."""
     space = ", ".join(
         (
             "learning_rate: [5e-5, 1e-4, 3e-4]",
@@ -164,6 +165,8 @@ def main() -> int:
         0, or 1 if a trial has no result.
     """
     options = _parser().parse_args()
+    if options.seeds < 2:
+        _parser().error("--seeds: two or more, as the error is that from seed to seed")
     found, missing = {}, 0
     for data in options.data:
         plan = plan_of(data, options.work.absolute(), options.set)

@@ -51,9 +51,10 @@ class Paired:
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
-    """The mean of ours minus theirs, pair by pair; needs two pairs."""
+    """The mean of ours minus theirs, pair by pair; of one pair the error is not known, and NaN."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    return Paired(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))
+    deviation = statistics.stdev(differences) if len(differences) > 1 else math.nan
+    return Paired(statistics.fmean(differences), deviation / math.sqrt(len(differences)))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Target:
         return Row(row.workload, row.what, text, cpu, row.target, row.floor, self._verdict(value))
 
     def _verdict(self, value: float) -> Verdict:
-        if self.bound is None:
+        if self.bound is None or math.isnan(value):
             return ""
         return "ok" if (value >= self.bound if self.at_least else value <= self.bound) else "missed"
 

@@ -21,6 +21,7 @@ from finetune_sweep.train import architecture, conflicts, trainable, weights
 from finetune_sweep.trial import SHARES, Depth, Trial, work_units
 from finetune_sweep.yamlio import Value
 
+_SPARES_NOTHING: Final = "a cache of them would spare next to nothing"
 _OTHERS: Final = "what is opened later begins with other weights than the pretrained ones"
 
 
@@ -325,25 +326,28 @@ def _cached(plan: Plan, arch: architecture.Architecture, trial: Trial, depths: S
     kept = set(depths) - {0, "embeddings"}
     if not speed.prefix_cache or set(depths) == {0}:
         return ""
+    reason = _why_not_cached(plan, arch, trial)
     if not kept:
-        return "its frozen embeddings are looked up in each epoch, as a cache of them would spare next to nothing"
+        return f"its embeddings are computed in each epoch, as {reason or _SPARES_NOTHING}"
     if _opens_others(trial.training):
         kept = {trial.opened} - {0, "embeddings"}
-    if reason := _why_not_cached(plan, arch, trial) or ("" if kept else _OTHERS):
+    if reason := reason or ("" if kept else _OTHERS):
         return f"its frozen blocks are computed in each epoch, as {reason}"
     longest = max(trial.max_length for trial in plan.trials)
     tokens = sum(1 if depth == arch.blocks else longest for depth in kept)
     rows = plan.rows["train"] + plan.rows["validation"]
     at_most = rows * tokens * arch.width * 4
-    size = f"at most {at_most / 1e6:,.1f} MB"
+    need = f"at most {at_most / 1e6:,.1f} MB"
+    is_full = shutil.disk_usage(_cache_disk(plan)).free < at_most + plan.sweep.min_free_bytes
     if at_most > speed.prefix_cache_bytes:
-        allowed = f"prefix_cache_bytes allows {speed.prefix_cache_bytes:,}"
-        return f"its frozen blocks are computed once if the result fits ({size}, {allowed})"
-    free, floor = shutil.disk_usage(_cache_disk(plan)).free, plan.sweep.min_free_bytes
-    if at_most + floor > free:
-        allowed = f"{free / 1e6:,.1f} MB are free, min_free_bytes keeps {floor:,}"
-        return f"its frozen blocks are computed once if the disk has room ({size}, {allowed})"
-    return f"its frozen blocks are computed once, {size} in the cache"
+        bound = f"prefix_cache_bytes allows {speed.prefix_cache_bytes:,}"
+    elif is_full:
+        bound = f"the disk is nearly full, and min_free_bytes keeps {plan.sweep.min_free_bytes:,}"
+    else:
+        return f"its frozen blocks are computed once, {need} in the cache"
+    if kept == {arch.blocks}:
+        return f"its frozen blocks are computed once, or once a worker if the result does not fit ({need}, {bound})"
+    return f"its frozen blocks are computed once if the result fits ({need}, {bound})"
 
 
 def _cache_disk(plan: Plan) -> Path:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks import __main__ as benchmark
 from benchmarks import compiled, passes, suite, table, targets
 from benchmarks.gpu import GpuUse, use_of
 from benchmarks.material import fixed_settings, grid_of, make
@@ -375,6 +376,14 @@ def test_what_an_earlier_source_gave_is_found_only_when_asked_for(tmp_path: Path
     assert found.source == "00000002"
     assert now != found.source
     assert Store(tmp_path / "work", tmp_path).result(which) is None
+    with pytest.raises(SystemExit):
+        benchmark.main(["--any-source"])
+
+
+def test_one_training_has_no_error_and_no_verdict() -> None:
+    found = table.accuracy_difference([outcome(1e-3, 0.5)], [outcome(1e-3, 0.4)])
+    assert found.mean == pytest.approx(0.1)
+    assert math.isnan(found.error)
 
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -434,6 +443,15 @@ def test_a_checkpoint_counts_once_while_it_grows_or_moves_and_again_when_written
     file.write_bytes(bytes(20))
     files.look()
     assert files.total == 50
+    moving = file.rename(tmp_path.parent / file.name)  # between two folders, as far as a look can tell
+    files.look()
+    moving.rename(file)
+    files.look()
+    assert files.total == 50
+    file.unlink()
+    for _ in range(2):
+        files.look()
+    assert (files.total, files.present) == (50, {})
 
 
 # ------------------------------------------------------------------------------------------------- end to end

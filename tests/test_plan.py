@@ -392,7 +392,8 @@ def test_lora_of_rank_0_is_the_trial_without_it(write_sweep: WriteSweep) -> None
     assert made.trials[0].key == planned(write_sweep(space="{epochs: [3]}")).trials[0].key
 
 
-NEXT_TO_NOTHING = "its frozen embeddings are looked up in each epoch"
+NEXT_TO_NOTHING = "as a cache of them would spare next to nothing"
+PADDED = "in each epoch, as texts are padded: unpadding is off"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ NEXT_TO_NOTHING = "its frozen embeddings are looked up in each epoch"
         ("speed.prefix_cache=false", ["", "", "", ""]),
         (
             "speed.unpadding=false",
-            ["", NEXT_TO_NOTHING, "in each epoch, as texts are padded: unpadding is off", "each epoch"],
+            ["", PADDED, PADDED, PADDED],
         ),
         (
             "speed.prefix_cache_bytes=9000",
@@ -410,7 +411,7 @@ NEXT_TO_NOTHING = "its frozen embeddings are looked up in each epoch"
         ),
         (
             "min_free_bytes=1000000000000000",
-            ["", NEXT_TO_NOTHING, "if the disk has room (at most 0.1 MB", "if the disk has room"],
+            ["", NEXT_TO_NOTHING, "if the result fits (at most 0.1 MB, the disk", "or once a worker if"],
         ),
     ],
 )

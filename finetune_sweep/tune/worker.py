@@ -129,6 +129,8 @@ class _UnitRun:
         """
         job, state = self.loaded.job(self.assignment.unit.trials[-1])
         checkpoints = Checkpoints(self.layout, self.assignment.unit.name)
+        if self.assignment.rebuild is not None and self.assignment.predictions:
+            checkpoints.clear()  # one from after the epoch that counts would not say what was said then
         resumed = checkpoints.newest()
         if resumed is not None:
             state.load_state_dict(resumed.snapshot)

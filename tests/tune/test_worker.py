@@ -446,7 +446,7 @@ def test_a_switch_of_the_sweep_file_changes_no_result(
     (model / "config.json").write_text(json.dumps(config | off), encoding="utf-8")
     sweep = write_sweep(space=LEVERS, model=str(model))
 
-    def losses(name: str, *sets: str) -> dict[str, list[float]]:
+    def losses(name: str, *sets: str) -> tuple[int, dict[str, list[float]]]:
         plan = make_plan(load_sweep(sweep, sets))
         loaded, layout = Loaded(plan), Layout(tmp_path / name, "tiny")
         told = [
@@ -455,9 +455,11 @@ def test_a_switch_of_the_sweep_file_changes_no_result(
             for event in all_of(run_unit(Assignment(unit), plan, layout, loaded))
             if isinstance(event, Evaluated)
         ]
-        return {t.key: [e.metrics["loss"] for e in told if t.key in e.keys] for t in plan.trials}
+        by_key = {t.key: [e.metrics["loss"] for e in told if t.key in e.keys] for t in plan.trials}
+        return len(plan.units), by_key
 
-    spared, plain = losses("on"), losses("off", f"speed.{switch}=false")
+    (units, spared), (more, plain) = losses("on"), losses("off", f"speed.{switch}=false")
+    assert units < more  # a stack of heads needs the cache, and the cache needs unpadding
     assert spared.keys() == plain.keys()
     assert len(spared) == 12
     for key, values in plain.items():
@@ -482,7 +484,29 @@ def test_finalists_whose_best_epoch_is_one_of_their_trunk_keep_what_it_said(
     told = ends(all_of(start(plan, layout, Assignment(unit, predictions=True))))
     assert [(end.epochs_done, end.best_epoch) for end in told] == [(2, 1), (3, 1), (5, 1)]
     for end in told:
-        check_folder(layout.predictions(end.key, 1))
+        folder = layout.predictions(end.key, 1)
+        check_folder(folder)
+        said = Predictions.load(folder / VALIDATION_PREDICTIONS)
+        assert float((said.values.argmax(axis=1) == said.labels).mean()) == end.score
+
+
+def test_what_a_finalist_said_is_made_again_though_a_checkpoint_is_from_a_later_epoch(
+    write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(load_sweep(write_sweep(space="{learning_rate: [1e-9], epochs: [4]}")))
+    (trial,) = plan.trials
+    layout = Layout(tmp_path, "tiny")
+    write_at_every_epoch(monkeypatch)
+    again = Assignment(WorkUnit((trial,)), rebuild=trial.key, predictions=True)
+    cut = start(plan, layout, again)
+    for _ in range(3):
+        next(cut)
+    cut.close()
+    assert list(layout.root.glob("trials/*/resume-*"))
+
+    all_of(start(plan, layout, again))
+
+    check_folder(layout.predictions(trial.key, 1))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 4])
