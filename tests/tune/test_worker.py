@@ -501,7 +501,7 @@ def test_what_a_finalist_said_is_made_again_though_a_checkpoint_is_from_a_later_
     cut = start(plan, layout, again)
     for _ in range(3):
         next(cut)
-    cut.close()
+    del cut
     assert list(layout.root.glob("trials/*/resume-*"))
 
     all_of(start(plan, layout, again))
