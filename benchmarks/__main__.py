@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from benchmarks.passes import RESULTS, PassFailed, Result, Store, source_of
+from benchmarks.passes import PassFailed, Result, Store, source_of
 from benchmarks.suite import BENCH, FULL, GPU, ROOT, Entry, Pass, in_turns
 from benchmarks.table import Results, Target, render
 from benchmarks.targets import FULL_TARGETS, GPU_TARGETS, TARGETS
@@ -148,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         "--any-source", action="store_true", help="with --table: also what an earlier source gave, marked *"
     )
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work", help="where passes work")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where their results are kept")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="where their results are kept, by default below --work; those of the documents: benchmarks/results",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change every workload, to try"
     )

@@ -232,35 +232,27 @@ def _pss_bytes(pid: int) -> int:
     return 0
 
 
-def measure(
-    command: Sequence[str], env: Mapping[str, str], folder: Path, *, cores: frozenset[int] | None, hogs: int
-) -> Figures:
+def measure(command: Sequence[str], env: Mapping[str, str], folder: Path, *, hogs: int = 0) -> Figures:
     """Runs a command to its end; its output goes to `output.txt` in the folder.
 
     Args:
         command: What is run, in the working directory of this process.
         env: Its whole environment.
         folder: Where it writes; checkpoints are looked for there.
-        cores: The cores that it may use; None for all.
-        hogs: Busy processes that run beside it on the same cores; their work counts neither as its own nor as
-            that of others.
+        hogs: Busy processes that run beside it; their work counts neither as its own nor as that of others.
     """
     ctypes.CDLL(None).prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)  # Ray's processes outlive who started them
 
-    def pin() -> None:
-        if cores is not None:
-            os.sched_setaffinity(0, cores)
-
     earlier = frozenset(process.pid for process in descendants(os.getpid(), processes()))
     with (
-        _hogs(hogs, cores) as busy,
+        _hogs(hogs) as busy,
         watched(folder) as watch,
         (folder / "output.txt").open("w", encoding="utf-8") as output,
     ):
         beside = busy | ({watch.pid} if watch else set())
         meter = _Meter(earlier | beside)
         own_s, all_s, started = _own_s(beside), busy_s(), time.monotonic()
-        child = subprocess.Popen(command, env=env, stdout=output, stderr=output, preexec_fn=pin)  # noqa: PLW1509 - no threads
+        child = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         with _watched_files(folder) as files:
             try:
                 while child.poll() is None:
@@ -293,12 +285,10 @@ def _own_s(beside: frozenset[int]) -> float:
 
 
 @contextlib.contextmanager
-def _hogs(count: int, cores: frozenset[int] | None) -> Iterator[frozenset[int]]:
+def _hogs(count: int) -> Iterator[frozenset[int]]:
     """Processes that do nothing but use a core."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
-        for process in busy:
-            os.sched_setaffinity(process.pid, cores or os.sched_getaffinity(0))
         yield frozenset(process.pid for process in busy)
     finally:
         for process in busy:

@@ -19,6 +19,8 @@ from finetune_sweep.yamlio import Value
 
 FP32: Final = "training.precision=fp32"
 BF16: Final = "training.precision=bf16"
+TWO_THREADS: Final = ("resources_per_trial.cpu=2",)
+"""One slot, of two threads, which have to wait for each other."""
 SWITCHES: Final = ("share_trajectories", "unpadding", "prefix_cache", "fuse_heads")
 """Of the section `speed` of a sweep file."""
 
@@ -66,12 +68,10 @@ class Ours:
 
     Args:
         overrides: As for `--set`.
-        one_core: Whether it gets one core of the machine.
         hogs: Busy processes beside it, on the same cores.
     """
 
     overrides: tuple[str, ...] = ()
-    one_core: bool = False
     hogs: int = 0
 
 
@@ -84,8 +84,8 @@ VARIANTS: Final[Mapping[str, Ours]] = {
     # Draws the dropout masks that ours draws.
     "packed-fp32": Ours((FP32, *off("share_trajectories", "prefix_cache", "fuse_heads"))),
     "ours-one-slot": Ours(("max_concurrent=1",)),
-    "ours-one-core": Ours(one_core=True),
-    "ours-hog": Ours(one_core=True, hogs=1),
+    "ours-two-threads": Ours(TWO_THREADS),
+    "ours-hog": Ours(TWO_THREADS, hogs=1),
     "ours-gpu-1": Ours((BF16, "resources_per_trial.gpu=1")),
     "ours-gpu-8": Ours((BF16, "resources_per_trial.gpu=0.125")),  # eight at a time on one GPU
     **{lever.variants[0]: Ours(lever.alike) for lever in LEVERS if lever.alike},

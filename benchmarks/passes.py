@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,6 @@ from benchmarks.peers.recipe import Outcome, Recipe, read_outcomes
 from benchmarks.suite import N0_NOOP_TRIALS, PEERS, ROOT, Pass, workload_file
 from finetune_sweep.train import hardware
 
-RESULTS: Final = ROOT / "benchmarks" / "results"
-"""In the repository: what was measured once is not measured again on another machine of its kind."""
 QUIET_CORES: Final = 0.3
 """With others busy on more cores than this, a pass gives no ratio."""
 _SPACES: Final = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -73,17 +72,17 @@ class Store:
 
     Args:
         folder: Where passes work and what workloads share is kept; made if needed.
-        results: Where results are kept; made if needed.
+        results: Where results are kept; made if needed; `results` in `folder` if None.
         overrides: Changes of every workload, as for `--set`; only to try the benchmark itself. What they give is
             kept apart, in `folder`.
-        attempts: How often a pass is tried until the machine is quiet.
+        attempts: How often a pass is tried until the machine is quiet; earlier runs do not count.
         any_source: Whether what another source gave is found too, the newest of each pass; only to look at it.
     """
 
     def __init__(
         self,
         folder: Path,
-        results: Path = RESULTS,
+        results: Path | None = None,
         overrides: Sequence[str] = (),
         attempts: int = 2,
         *,
@@ -92,7 +91,8 @@ class Store:
         place = folder.absolute() / f"set-{_digest(*overrides)}" if overrides else folder.absolute()
         self._folder, self._overrides, self._attempts = place, tuple(overrides), attempts
         self._any_source = any_source
-        self._results = place / "results" if overrides else results.absolute()
+        self._tried: Counter[Pass] = Counter()
+        self._results = place / "results" if overrides or results is None else results.absolute()
         for made in (self._folder, self._results):
             made.mkdir(parents=True, exist_ok=True)
 
@@ -111,9 +111,8 @@ class Store:
         return next((result for result in attempts if result.is_quiet), attempts[-1] if attempts else None)
 
     def is_done(self, which: Pass) -> bool:
-        """Whether nothing is left to try: a quiet attempt, or as many as are made."""
-        attempts = self.attempts(which)
-        return len(attempts) >= self._attempts or any(result.is_quiet for result in attempts)
+        """Whether nothing is left to try: a quiet attempt, or as many as are made in one run."""
+        return self._tried[which] >= self._attempts or any(r.is_quiet for r in self.attempts(which))
 
     def run(self, which: Pass) -> Result:
         """Makes an attempt at a pass and stores it.
@@ -121,12 +120,13 @@ class Store:
         Raises:
             PassFailed: If it did not end as it should.
         """
+        self._tried[which] += 1
         recipe, folder = self._material(which.workload), self._folder / "pass"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        command, hogs, cores = self._command(which, recipe, folder)
+        command, hogs = self._command(which, recipe, folder)
         source, started = source_of(which), time.strftime("%Y-%m-%d %H:%M")
-        figures = measure(command, environment(folder), folder, cores=cores, hogs=hogs)
+        figures = measure(command, environment(folder), folder, hogs=hogs)
         output = (folder / "output.txt").read_text(encoding="utf-8", errors="replace")
         if figures.exit_code:
             raise PassFailed(
@@ -140,10 +140,8 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
         return result
 
-    def _command(
-        self, which: Pass, recipe: Recipe, folder: Path
-    ) -> tuple[list[str], int, frozenset[int] | None]:
-        """The command of a pass, the busy processes beside it, and the cores that it is given."""
+    def _command(self, which: Pass, recipe: Recipe, folder: Path) -> tuple[list[str], int]:
+        """The command of a pass, and the busy processes beside it."""
         peer, ours = PEERS.get(which.variant), VARIANTS.get(which.variant)
         if peer is not None:
             given = dataclasses.replace(
@@ -155,17 +153,10 @@ class Store:
                 trials=min(recipe.trials, N0_NOOP_TRIALS),
             )
             given.write(folder / "recipe.json")
-            return (
-                [sys.executable, "-m", f"benchmarks.peers.{peer.module}", str(folder / "recipe.json")],
-                0,
-                None,
-            )
+            return [sys.executable, "-m", f"benchmarks.peers.{peer.module}", str(folder / "recipe.json")], 0
         file = str(workload_file(which.workload))
         line = [sys.executable, "-m", "benchmarks.ours", file, which.variant, recipe.model, str(folder)]
-        if ours is None:
-            return [*line, *self._overrides], 0, None
-        first = frozenset([min(os.sched_getaffinity(0))])
-        return [*line, *self._overrides], ours.hogs, first if ours.one_core else None
+        return [*line, *self._overrides], ours.hogs if ours is not None else 0
 
     def _material(self, workload: str) -> Recipe:
         """What the passes of a workload share; made by a process of its own when it is first needed."""

@@ -78,7 +78,7 @@ FULL: Final = (
     Entry("w12", "n2", 1),
     Entry("w12", "h", 1),
     Entry("w12", "ours-one-slot", 2),
-    Entry("w12", "ours-one-core", 1),
+    Entry("w12", "ours-two-threads", 1),
     Entry("w12", "ours-hog", 1),
     Entry("w54", "ours-fp32", 2),
     Entry("w54", "ours-bf16", 2),

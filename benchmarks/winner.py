@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Final, get_args
 
 import numpy as np
 
-from benchmarks.passes import RESULTS
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.selection import runs_of_rows
 from finetune_sweep.sweepfile import load_sweep
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SWEEP: Final = Path(__file__).parents[1] / "sweeps" / "bert_paper.yaml"
+WINNER: Final = Path(__file__).with_name("results") / "winner"
+"""In the repository: what each model said of each row."""
 SEEDS: Final = (0, 1, 2, 3)
 TRAINING_TEXTS: Final = 200
 CHOOSING_ROWS: Final = 277
@@ -249,7 +250,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("step", choices=["train", "compare"])
-    parser.add_argument("--folder", type=Path, default=RESULTS / "winner", help="of the predictions")
+    parser.add_argument("--folder", type=Path, default=WINNER, help="of the predictions")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--learning-rates", nargs="+", default=[], metavar="RATE")
     parser.add_argument(

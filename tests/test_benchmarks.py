@@ -296,7 +296,7 @@ def in_phases(ended: Sequence[float], **parts: float) -> Phases:
         # 10 s with one slot, 5 with two
         (targets.two_slots, {"ours-one-slot": [4.0, 10.0], "ours": [3.0, 5.0]}, 2.0),
         # 10 s alone, 25 beside: 0.4 of the speed, of a half 0.8
-        (targets.beside_a_hog, {"ours-one-core": [10.0], "ours-hog": [25.0]}, 0.8),
+        (targets.beside_a_hog, {"ours-two-threads": [10.0], "ours-hog": [25.0]}, 0.8),
         # 1 + 0.5 + 0.5 s of 100
         (targets.durable_writes("w12").value, {"ours": [1.0]}, 0.02),
     ],
@@ -310,6 +310,35 @@ def test_what_follows_from_a_journal(
         ("w12", name): [result(name, 1.0, phases=in_phases(ended))] for name, ended in variants.items()
     }
     assert value(results)[0] == pytest.approx(expected)
+
+
+def test_the_overhead_of_a_trial_against_n0_is_with_and_without_the_start() -> None:
+    """Ours: 20 trials, one a second, all in MLflow 5 s later, 30 s in all; N0: 3 trials, 10 s apart, 40 s in all."""
+    trials = [outcome(number / 100, 0.5) for number in range(20)]
+    mine = result("noop", 30.0, phases=in_phases([float(n) for n in range(20)]))
+    theirs = dataclasses.replace(result("n0", 40.0), ended=[10.0, 20.0, 30.0])
+    results = {
+        ("noop", "noop"): [dataclasses.replace(mine, trials=trials)],
+        ("noop", "n0-noop"): [theirs],
+    }
+    assert targets.overhead_of_a_trial(results)[0] == 1.5
+    assert targets.overhead_against_n0(results)[0] == pytest.approx((19 + 5) / 20 / 10)
+    assert targets.overhead_with_the_start(results)[0] == pytest.approx(1.5 / (10 + 10 / 20))
+
+
+def test_bytes_are_compared_as_times_are() -> None:
+    mine, theirs = (result(name, 1.0) for name in ("a", "b"))
+    sides = (
+        dataclasses.replace(each, figures=dataclasses.replace(each.figures, peak_bytes=peak))
+        for each, peak in ((mine, 3_000), (theirs, 2_000))
+    )
+    results = dict(zip((("w12", "ours"), ("w12", "n0")), ([side] for side in sides), strict=True))
+    found = targets.size("peak_bytes", "w12", "ours", "n0").row(results)
+    assert (found.what, found.value, found.verdict) == (
+        "peak memory, ours against n0",
+        "1.5 (1.5 to 1.5)",
+        "",
+    )
 
 
 def test_the_last_trials_are_compared_with_the_first() -> None:
@@ -360,6 +389,8 @@ def test_an_accuracy_that_differs_is_not_the_same_metric() -> None:
     part, shown, _ = targets.equals_packed("w54").value(results)
     assert part == math.inf
     assert shown.endswith("1 accuracies differ")
+    results["w54", "plain-fp32"] = results.pop(("w54", "packed-fp32"))
+    assert "1 of 1 accuracies differ, losses by up to 0; " in targets.near_plain("w54").value(results)[1]
 
 
 def test_what_an_earlier_source_gave_is_found_only_when_asked_for(tmp_path: Path) -> None:
@@ -378,6 +409,23 @@ def test_what_an_earlier_source_gave_is_found_only_when_asked_for(tmp_path: Path
     assert Store(tmp_path / "work", tmp_path).result(which) is None
     with pytest.raises(SystemExit):
         benchmark.main(["--any-source"])
+
+
+def test_a_noisy_pass_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    which = suite.Pass("w12", "n0", 1)
+
+    def stored(number: int, others: float) -> None:
+        made = dataclasses.replace(
+            result(which.name, 1.0, others=others), source=source_of(which), machine=passes.machine()
+        )
+        file = tmp_path / f"{which.name}.{made.source}.{number}.json"
+        file.write_bytes(TypeAdapter(Result).dump_json(made))
+
+    for number in (1, 2):
+        stored(number, 0.5)
+    assert not Store(tmp_path / "work", tmp_path).is_done(which)
+    stored(3, 0.1)
+    assert Store(tmp_path / "work", tmp_path).is_done(which)
 
 
 def test_one_training_has_no_error_and_no_verdict() -> None:
@@ -422,7 +470,7 @@ def test_a_measured_command_includes_its_children_and_what_it_deleted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = [sys.executable, "-c", PARENT, BUSY]
-    figures = measure(line, dict(os.environ), tmp_path, cores=None, hogs=0)
+    figures = measure(line, dict(os.environ), tmp_path)
     assert figures.exit_code == 3
     assert figures.checkpoint_bytes == 1000
     assert figures.cpu_s >= 0.5  # of the grandchild's 1.5 s
