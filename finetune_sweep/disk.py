@@ -38,28 +38,29 @@ class DiskNeed:
     per_worker: int
 
     def __str__(self) -> str:
-        return f"up to {size(self.kept)}, and {size(self.per_worker)} for each trial while it trains"
+        return f"up to {size(self.kept)}, and {size(self.per_worker)} for each worker while it trains"
 
 
 def estimate(plan: Plan) -> DiskNeed:
     """What the trials of a plan need, from the headers of their models' weights; new heads are not counted."""
     sweep = plan.sweep
+    stacked = {trial.key: len(unit.members) for unit in plan.units if unit.is_stack for trial in unit.trials}
     known = {
-        (t.model, t.opened, t.training.optimizer, *trainable.deciding(t.training)): t.training
+        (t.model, t.opened, t.training.optimizer, *trainable.deciding(t.training), stacked.get(t.key, 1)): t
         for t in plan.trials
     }
     # A search that learns from results has no trials yet: then all of a model may be trained.
     whole_model = sweep.training.model_copy(update={"drop_layers": 0, "lora": None, "freeze_depth": 0})
-    runs = [(kind[0], kind[1], settings) for kind, settings in known.items()]
-    runs = runs or [(model, 0, whole_model) for model in plan.models]
+    runs = [(t.model, t.opened, t.training, stacked.get(t.key, 1)) for t in known.values()]
+    runs = runs or [(model, 0, whole_model, 1) for model in plan.models]
     kept, resumed, whole = [], [], []
-    for model, depth, settings in runs:
+    for model, depth, settings, members in runs:
         folder = weights.locate(model, Path(), Path(sweep.cache or ""))
         arch, _ = conflicts.resolve(settings, architecture.describe(weights.read_config(folder)))
         shapes = trainable.taken(weights.parameter_shapes(folder), arch, TASKS[sweep.task])
         changed, total = trainable.count_trained(shapes, arch, depth, settings)
         kept.append(changed * _FLOAT_BYTES)
-        resumed.append(changed * _FLOAT_BYTES * _RESUME_TENSORS[settings.optimizer])
+        resumed.append(members * changed * _FLOAT_BYTES * _RESUME_TENSORS[settings.optimizer])
         whole.append(total * _FLOAT_BYTES)
     chosen = sweep.selection
     finals = (chosen.finalists + 1) * chosen.seeds if chosen.finalists else 0

@@ -126,6 +126,7 @@ class LiveDisplay(Display):
         self._news = _News(sweep, slots)
         self._output = output
         self._lock = threading.RLock()
+        self._record: SweepRecord | None = None
         self._report: SweepReport | None = None
         self._updated = self._next = time.monotonic()
         self._console = _console(output)
@@ -142,12 +143,10 @@ class LiveDisplay(Display):
     def update(self, record: SweepRecord) -> None:
         """Draws the table again, unless that was just done and takes long, as with thousands of trials."""
         with self._lock:
-            for line in self._news.lines(record):
-                if line.failed:
-                    self._console.print(Text(line.text, STYLES["failed"]))
-            begin = time.monotonic()
+            self._record, begin = record, time.monotonic()
             if begin < self._next:
                 return
+            self._print_failed(record)
             self._report = status(record, self._sweep, locked=True, slots=self._slots)
             self._live.refresh()
             self._updated = time.monotonic()
@@ -158,9 +157,16 @@ class LiveDisplay(Display):
         with self._lock:
             self._console.print(Text(text))
 
+    def _print_failed(self, record: SweepRecord) -> None:
+        for line in self._news.lines(record):
+            if line.failed:
+                self._console.print(Text(line.text, STYLES["failed"]))
+
     def close(self) -> None:
-        """Removes the table and gives the cursor back."""
+        """Says what failed since, removes the table and gives the cursor back."""
         with self._lock:
+            if self._record is not None:
+                self._print_failed(self._record)
             self._live.stop()
             self._output.close()
 

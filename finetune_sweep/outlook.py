@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypedDict
 
+from finetune_sweep.beginnings import beginnings
 from finetune_sweep.disk import DiskNeed, estimate
+from finetune_sweep.events import TrialEnded
 from finetune_sweep.finalists import baseline_config
 from finetune_sweep.phases import phases
 from finetune_sweep.plan import Plan, remaining
@@ -201,11 +203,13 @@ class Outlook:
 def look(plan: Plan, record: SweepRecord) -> Outlook:
     """Compares a plan with the journal."""
     known = [record.trials[trial.key] for trial in plan.trials if trial.key in record.trials]
-    units = remaining(plan, record, {})
+    taken = {e.key for e in beginnings(plan, plan.trials, record) if isinstance(e, TrialEnded)}
+    untaken = replace(plan, trials=tuple(trial for trial in plan.trials if trial.key not in taken))
+    units = remaining(untaken, record, {})
     missing = [trial for unit in units for trial in unit.trials]
     return Outlook(
         plan=plan,
-        done=sum(trial.done for trial in known),
+        done=sum(trial.done for trial in known) + len(taken),
         missing=len(missing),
         trainings=len(units),
         epochs=sum(unit.epochs for unit in units),

@@ -97,12 +97,10 @@ class TrialRecord:
         if self.state != "finished" or self.end is None:
             return
         self.score, self.best_epoch = self.end.score, self.end.best_epoch
-        rated = [e for e in self.evaluations if plan.metric in e.metrics and e.epoch <= self.end.epochs_done]
-        if rated and plan.epoch == "best":
-            sign = 1.0 if plan.mode == "max" else -1.0
-            rated = [max(rated, key=lambda e: (sign * e.metrics[plan.metric], -e.epoch))]
-        if rated:
-            self.score, self.best_epoch = rated[-1].metrics[plan.metric], rated[-1].epoch
+        done = [each for each in self.evaluations if each.epoch <= self.end.epochs_done]
+        rated = counting(done, plan.metric, plan.mode, plan.epoch)
+        if rated is not None:
+            self.score, self.best_epoch = rated.metrics[plan.metric], rated.epoch
 
     def finish(self, end: TrialEnded, moment: float) -> None:
         """Notes the end; the first result stands."""
@@ -126,6 +124,20 @@ class TrialRecord:
             if self.best_epoch is None or evaluation.epoch == self.best_epoch:
                 return evaluation.metrics
         return {}
+
+
+def counting(
+    evaluations: Iterable[Evaluated],
+    metric: str,
+    mode: Literal["max", "min"],
+    epoch: Literal["best", "last"],
+) -> Evaluated | None:
+    """The evaluation that counts: the last one, or the best, of equal ones the first; None if none has the metric."""
+    rated = [each for each in evaluations if metric in each.metrics]
+    if not rated or epoch == "last":
+        return rated[-1] if rated else None
+    sign = 1.0 if mode == "max" else -1.0
+    return max(rated, key=lambda each: (sign * each.metrics[metric], -each.epoch))
 
 
 @dataclass

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from finetune_sweep import disk, display, finalists, siblings
+from finetune_sweep.beginnings import beginnings
 from finetune_sweep.errors import SweepError, TrackingError
 from finetune_sweep.events import TrialEnded
 from finetune_sweep.lock import SweepLock
@@ -101,6 +102,7 @@ def rollback(sweep: Sweep) -> int:
 def _train(session: Session) -> None:
     plan, engine, record = session.plan, session.engine, session.journal.record
     _take_over(session, plan)
+    _take_beginnings(session)
     units, asked_for = remaining(plan, record, {}), unasked(plan.sweep, record)
     missing = sum(len(unit.trials) for unit in units) + asked_for
     if not missing:
@@ -130,6 +132,16 @@ def _take_over(session: Session, plan: Plan) -> None:
         session.journal.append(*events)
         names = ", ".join(sorted(set(origins.values())))
         session.display.note(f"{len(origins)} trials were trained before, by the sweep {names}")
+
+
+def _take_beginnings(session: Session) -> None:
+    """Takes the results of trials that a longer one of this sweep has gone through."""
+    events = beginnings(session.plan, session.plan.trials, session.journal.record)
+    session.journal.append(*events)
+    if taken := sum(isinstance(event, TrialEnded) for event in events):
+        session.display.note(
+            f"{taken} trials are the beginning of a longer one that was trained: nothing to train"
+        )
 
 
 def _choose(session: Session) -> None:

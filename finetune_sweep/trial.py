@@ -89,10 +89,12 @@ class WorkUnit:
     Args:
         trials: All of them; those of a trajectory by ascending epochs.
         together: The trajectories, if there are several.
+        is_stack: Whether these are heads that are trained as one stacked model; else they have a trunk in common.
     """
 
     trials: tuple[Trial, ...]
     together: tuple[WorkUnit, ...] = ()
+    is_stack: bool = False
 
     @property
     def name(self) -> str:
@@ -115,8 +117,7 @@ class WorkUnit:
     @property
     def branches(self) -> bool:
         """Whether its trajectories have a trunk in common."""
-        shared = {_trunk(trial) for trial in self.trials}
-        return bool(self.together) and len(shared) == 1 and not self.trials[-1].head_only
+        return bool(self.together) and not self.is_stack
 
     @property
     def cost(self) -> float:
@@ -125,7 +126,7 @@ class WorkUnit:
         A frozen part saves its backward pass; an adversarial step is about two.
         """
         trial = self.trials[-1]
-        if self.together and not self.branches:
+        if self.is_stack:
             return 0.3 + 0.01 * self.epochs
         steps = 2.0 if trial.training.adversarial_epsilon else 1.0
         return self.epochs * trial.training.passes * steps * (1.0 if trial.depth == 0 else 0.6)
@@ -237,7 +238,9 @@ def _fused(units: Iterable[WorkUnit], speed: Speed) -> list[WorkUnit]:
         for start in range(0, len(group), _TOGETHER)
     )
     return [
-        part[0] if len(part) == 1 else WorkUnit(tuple(t for unit in part for t in unit.trials), tuple(part))
+        part[0]
+        if len(part) == 1
+        else WorkUnit(tuple(t for unit in part for t in unit.trials), tuple(part), is_stack=True)
         for part in parts
     ]
 

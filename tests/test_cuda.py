@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification
 from finetune_sweep.events import UnitStarted
 from finetune_sweep.journal import read
 from finetune_sweep.settings import Training
-from finetune_sweep.train import heads, loop
+from finetune_sweep.train import loop
 from finetune_sweep.train.loop import fit, start
+from finetune_sweep.train.stack import Stack
 from tests.commands import command, layout, trials
 from tests.train.runs import NEW, assert_same_weights, bert, job_for, split, trained
 from tests.train.test_heads import DIFFERENT, assert_near, jobs_of, together
@@ -71,7 +72,7 @@ def test_a_training_on_states_is_the_training_from_the_tokens(blocks: int, tmp_p
 def test_heads_that_are_trained_together_come_to_what_each_comes_to_alone(tmp_path: Path) -> None:
     jobs = [replace(job, device="cuda") for job in jobs_of(bert, DIFFERENT, tmp_path)]
     found, state = together(jobs, bert())
-    assert isinstance(state, heads.Heads)
+    assert isinstance(state, Stack)
     for index, job in enumerate(jobs):
         assert_near(list(fit(job, start(job, bert(), NEW))), found[index])
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pty
 import subprocess
@@ -164,6 +165,26 @@ def test_a_terminal_gets_a_live_table_and_its_cursor_back(monkeypatch: pytest.Mo
 
 def test_a_terminal_gets_a_line_for_each_failed_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "failed (out of memory) learning_rate=0.0002 epochs=4" in terminal_output(DONE, monkeypatch)
+
+
+def test_of_many_trials_a_terminal_is_told_of_each_failure_in_fewer_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks, look = [], display._News.lines
+
+    def lines(news: display._News, record: SweepRecord) -> list[display._Line]:
+        looks.append(len(record.trials))
+        return look(news, record)
+
+    monkeypatch.setattr(display, "_SPARING", 1e9)
+    monkeypatch.setattr(display._News, "lines", lines)
+    with io.StringIO() as stream:
+        shown = LiveDisplay("s", None, display._Output(stream))
+        for count in range(len(HALF), len(DONE) + 1):
+            shown.update(record_of(*DONE[:count]))
+        shown.close()
+        assert "failed (out of memory) learning_rate=0.0002 epochs=4" in stream.getvalue()
+    assert len(looks) == 2
 
 
 @pytest.mark.parametrize("term", ["dumb", ""])

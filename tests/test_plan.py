@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,6 +241,29 @@ def test_methods_share_epochs_and_stay_out_of_stacks_of_heads(method: str, write
 
     assert [[trial.epochs for trial in unit.trials] for unit in units] == [[1, 3], [1, 3]]
     assert not any(unit.together for unit in units)
+
+
+@pytest.mark.parametrize(
+    ("training", "sets"),
+    [
+        ("gradient_accumulation_steps: 2", ()),
+        ("drop_layers: 1", ()),
+        ("batch_size: 4", ("speed.fuse_heads=false",)),
+    ],
+)
+def test_heads_that_are_no_stack_share_their_trunk(
+    training: str, sets: Sequence[str], write_sweep: WriteSweep
+) -> None:
+    file = write_sweep(
+        space="{epochs: [5, 10]}", training=f"{{freeze_depth: all, lr_schedule: wsd, {training}}}"
+    )
+    made = planned(file, *sets)
+    (unit,) = made.units
+    assert (unit.branches, unit.epochs) == (True, 11)
+    assert unit.cost > 1
+    assert dict(outlook.look(made, SweepRecord()).lines())["trainings"].startswith(
+        "1, 11 epochs in all; one by one"
+    )
 
 
 def test_heads_with_smoothed_labels_are_stacked_among_themselves(write_sweep: WriteSweep) -> None:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from finetune_sweep.train.copies import Columns
     from finetune_sweep.yamlio import Value
 
-_FORMAT: Final = 2  # of the copies in the cache; raised when cleaning or an encoding becomes another
+FORMAT: Final = 2
+"""Of the copies in the cache: raised when cleaning or an encoding becomes another."""
 _TOKENIZER_SETTINGS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -81,7 +82,7 @@ def prepare(data: Data, task: Task, base: Path, cache: Path) -> Prepared:
     pictures = next((str(data.columns.get(c.name, c.name)) for c in task.columns if c.kind == "image"), None)
     with _scratch(cache) as scratch:
         contents = {split: part.digest(pictures, scratch) for split, part in sorted(parts.items())}
-    key = hash_of([_FORMAT, task.name, settings, contents])
+    key = hash_of([FORMAT, task.name, settings, contents])
     folder = cache / "data" / key
     with sole_owner(folder):
         if not is_sound(folder):
@@ -132,7 +133,7 @@ def encode_split(
     name = split.split if isinstance(split, Rewritten) else split
     files = [folder / name for name in (*TOKENIZER_FILES, *_TOKENIZER_SETTINGS, IMAGE_PROCESSOR)]
     used = [
-        _FORMAT,
+        FORMAT,
         task.name,
         prepared.fingerprints[name],
         list(prepared.classes),

@@ -135,16 +135,36 @@ def evaluate(
     Raises:
         TrialError: `out_of_memory` if one row is too much.
     """
+    return evaluate_rows(
+        forward,
+        task,
+        encoded.lengths(),
+        lambda rows: _collate(task, encoded, rows, pad_token_id),
+        device=device,
+        precision=precision,
+    )
+
+
+def evaluate_rows(
+    forward: Forward,
+    task: Task,
+    lengths: NDArray[np.int64],
+    collate: Callable[[NDArray[np.int64]], Batch],
+    *,
+    device: str,
+    precision: Precision,
+) -> Predictions:
+    """The same for rows of which only their lengths are known, and what makes a batch of some of them."""
     forward.model.eval()  # type: ignore[no-untyped-call]  # transformers'
 
     def predict(rows: NDArray[np.int64]) -> Predictions:
-        batch = _collate(task, encoded, rows, pad_token_id)
+        batch = collate(rows)
         output, labels = _compute(forward, batch, device, precision), _labels(batch, device)
         losses = task.losses(output, labels)
         with _in_precision(device, precision):
             return task.respond(forward.model, output, {**batch, **labels}, losses).stored()
 
-    order, size = np.argsort(encoded.lengths(), kind="stable"), task.evaluation_batch
+    order, size = np.argsort(lengths, kind="stable"), task.evaluation_batch
     with adapters.merged(forward.model), torch.inference_mode():
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         parts = [part for rows in batches for part in in_halves(rows, predict, "evaluating")]

@@ -3,8 +3,9 @@
 States are those after the embeddings and some blocks, for every token of a split; after the last block only those of
 the token that the head reads. They lie in the cache folder under what they depend on, as float32: that is what flows
 between blocks in either precision, so what reads them computes as if it had just made them. A copy is made by one
-process while others wait for it, from a copy after fewer blocks if there is one; it is checked by its hashes when it
-is opened, and the copies that were not used for the longest time make room for new ones.
+process while others wait for it, from a copy after fewer blocks if there is one; it is checked by its hashes when a
+process opens it first. The copies that were not used for the longest time make room for new ones, but for those that a
+process has open: while they are mapped, their bytes stay on the disk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import importlib.metadata
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 from finetune_sweep.durable import MANIFEST, folder_aside, remove_folder
 from finetune_sweep.tasks.arrays import Encoded, Ragged
 from finetune_sweep.tasks.contract import Task
-from finetune_sweep.train import hardware
+from finetune_sweep.train import data, hardware
 from finetune_sweep.train.architecture import Architecture, Depth
 from finetune_sweep.train.data import hash_of, is_sound, sole_owner
 from finetune_sweep.train.memory import in_halves
@@ -41,6 +43,11 @@ _ROWS: Final = (
     64  # computed at once, always the same ones: else a copy is not kept, as its last digits would differ
 )
 _BYTES: Final = 4
+_VALUES: Final = f"{STATES}.values.npy"
+_Files = frozenset[tuple[str, int, int, int]]
+"""Of a copy: names, inodes, bytes, and when they were written."""
+_checked: Final[dict[Path, _Files]] = {}
+"""The copies whose hashes this process has seen to be right."""
 
 
 @dataclass(frozen=True)
@@ -104,19 +111,26 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
         StorageError: If the disk refuses.
         TrialError: `out_of_memory` if the states of one row are too much.
     """
-    home = place.folder / hash_of([_FORMAT, *place.identity, *_circumstances(source)])
+    home = place.folder / hash_of([_FORMAT, data.FORMAT, *place.identity, *_circumstances(source)])
     target = home / _name(source, blocks)
     with sole_owner(target):
-        if not is_sound(target):
+        if not _is_whole(target):
             _remove_remains(target)
             try:
                 with folder_aside(target) as aside:
                     _write(source, blocks, aside, home, place)
             except _NotKeptError:
                 return _in_memory(source, blocks, home)
+            _checked[target] = _files(target)
         os.utime(target / MANIFEST)
-        states = Encoded.load(target).columns[STATES]
+        states = _opened(target).columns[STATES]
     return Encoded({**source.encoded.columns, STATES: states})
+
+
+def is_in_memory(encoded: Encoded) -> bool:
+    """Whether the states of a split are in memory alone, and would have to be computed again."""
+    column = encoded.columns.get(STATES)
+    return isinstance(column, Ragged) and column.values.flags.owndata
 
 
 class _NotKeptError(Exception):
@@ -135,6 +149,34 @@ def _in_memory(source: Source, blocks: int, home: Path) -> Encoded | None:
     for rows, parts in _computed(source, blocks, home):
         values[rows] = np.concatenate(parts)
     return Encoded({**source.encoded.columns, STATES: Ragged(values, np.arange(len(values) + 1))})
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a copy is there and its bytes are what was written; a process reads them once, until a file changes."""
+    files = _files(folder)
+    if _checked.get(folder) == files:
+        return True
+    is_whole = is_sound(folder)
+    if is_whole:
+        _checked[folder] = files
+    return is_whole
+
+
+def _files(folder: Path) -> _Files:
+    """What tells the files of a copy from changed ones; the time of the manifest is that of the last use."""
+    found = [(file.name, file.stat()) for file in folder.glob("*")]
+    return frozenset(
+        (name, of.st_ino, of.st_size, 0 if name == MANIFEST else of.st_mtime_ns) for name, of in found
+    )
+
+
+def _opened(folder: Path) -> Encoded:
+    """A copy, mapped; nobody deletes it until its states are let go of. Its lock is to be held by the caller."""
+    copy = Encoded.load(folder)
+    descriptor = os.open(folder / _VALUES, os.O_RDONLY)
+    weakref.finalize(copy.columns[STATES], os.close, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return copy
 
 
 def states_of(encoded: Encoded, rows: NDArray[np.int64]) -> torch.Tensor | None:
@@ -168,7 +210,7 @@ def _bytes(source: Source, blocks: int) -> int:
 def _write(source: Source, blocks: int, folder: Path, home: Path, place: Place) -> None:
     offsets = np.concatenate(([0], np.cumsum(_lengths(source, blocks))))
     shape = (int(offsets[-1]), source.arch.width)
-    file = folder / f"{STATES}.values.npy"
+    file = folder / _VALUES
     with sole_owner(place.folder / "room"):  # from here on the file counts
         if not _make_room(_bytes(source, blocks), place):
             raise _NotKeptError
@@ -229,30 +271,37 @@ def _shallower(blocks: int, home: Path) -> tuple[int | None, Encoded | None]:
         if not folder.exists():
             continue
         with sole_owner(folder):  # nobody takes it away before it is mapped
-            if is_sound(folder):
-                return fewer, Encoded.load(folder)
+            if _is_whole(folder):
+                return fewer, _opened(folder)
     return None, None
 
 
 def _make_room(needed_bytes: int, place: Place) -> bool:
-    """Removes what was not used for the longest time until the copy fits; False if it cannot.
+    """Removes what was not used for the longest time until the copy fits; if it cannot fit, False and nothing else.
 
     Copies that others are making count with their whole size. To be called by one process at a time.
     """
-    if needed_bytes > place.cap_bytes:
-        return False
     sizes = {folder: _size(folder) for folder in place.folder.glob("*/*") if folder.is_dir()}
-    used = sum(sizes.values())
+    used, found = sum(sizes.values()), 0
+    missing = _missing(needed_bytes, used, place)
+    unused: list[Path] = []
     for folder in sorted(sizes, key=_used_at):
-        if _fits(needed_bytes, used, place):
+        if found >= missing:
             break
-        used -= sizes[folder] if _remove_unused(folder) else 0
-    return _fits(needed_bytes, used, place)
+        with contextlib.ExitStack() as locks:
+            if _hold(folder, locks):
+                unused.append(folder)
+                found += sizes[folder]
+    if found < missing:
+        return False
+    used -= sum(sizes[folder] for folder in unused if _remove_unused(folder))
+    return _missing(needed_bytes, used, place) <= 0
 
 
-def _fits(needed_bytes: int, used_bytes: int, place: Place) -> bool:
+def _missing(needed_bytes: int, used_bytes: int, place: Place) -> int:
+    """The bytes that have to go before a copy fits; none where that is not above 0."""
     free = shutil.disk_usage(place.folder).free
-    return used_bytes + needed_bytes <= place.cap_bytes and needed_bytes + place.min_free_bytes <= free
+    return max(used_bytes + needed_bytes - place.cap_bytes, needed_bytes + place.min_free_bytes - free)
 
 
 def _used_at(folder: Path) -> float:
@@ -271,19 +320,29 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _remove_unused(folder: Path) -> bool:
-    """Deletes a copy unless a process makes or opens it; those that have it mapped keep what they see.
+def _hold(folder: Path, locks: contextlib.ExitStack) -> bool:
+    """Takes the locks of a copy; False if a process makes, opens or reads it.
 
-    Also what a process left that was killed while it made one: `folder_aside` names it `.NAME.PID.tmp`.
+    Also of what a process left that was killed while it made one: `folder_aside` names it `.NAME.PID.tmp`.
     """
     name = folder.name.split(".")[1] if folder.name.startswith(".") else folder.name
-    with folder.with_name(f"{name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        remove_folder(folder)
+    try:
+        for path, mode in ((folder.with_name(f"{name}.lock"), "wb"), (folder / _VALUES, "r+b")):
+            fcntl.flock(locks.enter_context(path.open(mode)), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True  # it has no states yet, or none any more: nobody reads them
+    except BlockingIOError:
+        return False
     return True
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Deletes a copy unless it is in use."""
+    with contextlib.ExitStack() as locks:
+        is_unused = _hold(folder, locks)
+        if is_unused:
+            remove_folder(folder)
+    return is_unused
 
 
 def _remove_remains(target: Path) -> None:

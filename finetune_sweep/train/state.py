@@ -215,9 +215,7 @@ class LoopState:
 
     def _snapshot(self, pending: Mapping[str, Tensor]) -> Snapshot:
         tensors = {**pending, **{f"model.{name}": tensor for name, tensor in self.changed.items()}}
-        for name, parameter in self._optimized():
-            for slot, tensor in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{slot}.{name}"] = tensor
+        tensors |= moments_of(self.optimizer, self._optimized())
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         return Snapshot(copies, self.epoch, self.step, self.micro_batch, tuple(self.history))
 
@@ -235,7 +233,7 @@ class LoopState:
             )
         for name, tensor in self.changed.items():
             tensor.copy_(snapshot.tensors[f"model.{name}"])
-        self._load_optimizer(snapshot.tensors)
+        load_moments(self.optimizer, self._optimized(), snapshot.tensors)
         self.epoch, self.step, self.micro_batch = snapshot.epoch, snapshot.step, snapshot.micro_batch
         self.history, self.pending = list(snapshot.history), _pending(snapshot.tensors, self.model.device)
 
@@ -248,21 +246,43 @@ class LoopState:
         self.load_state_dict(branch.snapshot)
         self.pending = branch.pending
 
-    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        moments: dict[int, dict[str, Tensor]] = {}
-        numbers = {name: number for number, (name, _) in enumerate(self._optimized())}
-        for key, tensor in tensors.items():
-            part, _, rest = key.partition(".")
-            if part == "optimizer":
-                slot, _, name = rest.partition(".")
-                moments.setdefault(numbers[name], {})[slot] = tensor.clone()
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
     def _optimized(self) -> list[tuple[str, nn.Parameter]]:
         """The optimizer's parameters with their names, in the optimizer's order."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [(names[p], p) for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
+    """The optimizer's moments as a snapshot has them, by `optimizer.<slot>.<name>`.
+
+    Args:
+        optimizer: As it stands.
+        parameters: Those that it moves, with their names, in its order.
+    """
+    return {
+        f"optimizer.{slot}.{name}": tensor
+        for name, parameter in parameters
+        for slot, tensor in optimizer.state[parameter].items()
+    }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[tuple[str, nn.Parameter]],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Gives an optimizer the moments that `moments_of` has named in a snapshot's tensors."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    numbers = {name: number for number, (name, _) in enumerate(parameters)}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition(".")
+        if part == "optimizer":
+            slot, _, name = rest.partition(".")
+            moments.setdefault(numbers[name], {})[slot] = tensor.clone()
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _pending_tensors(pending: Pending) -> dict[str, Tensor]:

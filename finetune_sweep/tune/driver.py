@@ -16,6 +16,7 @@ from typing import Any, Final
 from ray import tune
 
 from finetune_sweep import disk, siblings
+from finetune_sweep.beginnings import beginnings
 from finetune_sweep.durable import check_folder, remove_folder, temporary_folder, write_atomic
 from finetune_sweep.errors import Interrupted, StorageError, SweepError
 from finetune_sweep.events import CheckpointRemoved, CheckpointWritten, Event, Failure, Suggested, TrialEnded
@@ -27,8 +28,8 @@ from finetune_sweep.trial import Trial, WorkUnit
 from finetune_sweep.tune.assignment import Assignment
 from finetune_sweep.tune.engine import Engine
 from finetune_sweep.tune.search import UnitSearcher
-from finetune_sweep.tune.trainable import HELD, STORAGE_ERROR, UnitTrainable
-from finetune_sweep.tune.watch import Growth, stacks_of_hang
+from finetune_sweep.tune.trainable import STORAGE_ERROR, UnitTrainable, quieten
+from finetune_sweep.tune.watch import stacks_of_hang
 
 _STOP_S: Final = 18.0
 """How long workers may take to store where they are; a session that was asked to stop ends within 30 s."""
@@ -45,8 +46,6 @@ class Driver:
         finals: Whether the plan's trials are the finalists' runs, which keep their predictions and do not compete for
             checkpoints.
         failures: How often the trials of this run failed by a fault of their own.
-        growth: The memory that workers hold.
-        outgrown: Whether one holds too much: then this round ends, and the next one has new workers.
         started: When `max_hours` began, by `time.monotonic`.
     """
 
@@ -58,8 +57,6 @@ class Driver:
     is_stopping: Callable[[], bool]
     finals: bool = False
     failures: Counter[str] = field(default_factory=Counter)
-    growth: Growth = field(default_factory=Growth)
-    outgrown: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def train(self) -> None:
@@ -71,15 +68,12 @@ class Driver:
         """
         self.remove_orphans()
         disk.check_floor(self.plan, self.layout.root)
-        rounds = 0
-        while rounds <= self.plan.sweep.retries:
+        for _ in range(self.plan.sweep.retries + 1):
             units = remaining(self.plan, self.journal.record, self.failures)
             count = len(units) + self.unasked()
             if not count or self.is_late():
                 return
-            self.outgrown = False
             self._fit(UnitSearcher(self._assignments(units), self._is_over), count)
-            rounds += not self.outgrown  # replacing workers is no retry
         if self.is_late():
             return  # what the limit of time kept from starting was not lost
         for unit in remaining(self.plan, self.journal.record, self.failures):
@@ -92,7 +86,7 @@ class Driver:
         return hours is not None and time.monotonic() > self.started + hours * 3600
 
     def _is_over(self) -> bool:
-        return self.outgrown or self.is_late() or self.is_stopping()
+        return self.is_late() or self.is_stopping()
 
     def _loss(self, unit: WorkUnit) -> Failure:
         """Why a unit has no result after the last round: its worker hung and said where, or died without a word."""
@@ -155,6 +149,7 @@ class Driver:
         if not is_new:
             return None
         self.plan = replace(self.plan, trials=(*self.plan.trials, trial))
+        self.journal.append(*beginnings(self.plan, [trial], record))
         return None if record.trials[trial.key].done else trial
 
     def bar(self) -> float | None:
@@ -181,6 +176,7 @@ class Driver:
 
     def _fit(self, searcher: UnitSearcher, units: int) -> None:
         """One run of Ray Tune over what a searcher hands out."""
+        quieten()
         self.layout.stop.unlink(missing_ok=True)
         context = replace(self.plan, trials=())
         trainable = tune.with_parameters(UnitTrainable, plan=context, layout=self.layout)
@@ -275,9 +271,6 @@ class _Recorder(tune.Callback):
         if STORAGE_ERROR in result:
             raise StorageError(result[STORAGE_ERROR])
         self._driver.record(result.get("events", ()))
-        if HELD in result:
-            host, pid, held = result[HELD]
-            self._driver.outgrown |= self._driver.growth.is_too_much((host, pid), held)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ANN401, ARG002 - Ray Tune's signature
         self._guard(lambda: self._look(trials))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from finetune_sweep.settings import Augment
     from finetune_sweep.tasks.arrays import Encoded
     from finetune_sweep.tasks.processors import Processor
-    from finetune_sweep.train.heads import Heads
+    from finetune_sweep.train.stack import Stack
 
 
 def planned_data(plan: Plan) -> Prepared:
@@ -94,6 +94,7 @@ class Loaded:
         self._neighbours: tuple[Path, Similar] | None = None
         self.watchdog = Watchdog(plan.sweep.trial_timeout_s)
         self._with_states: dict[tuple[str, str, int, str, int, bool], Encoded | None] = {}
+        self._states_for: dict[str, Value] = {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -192,6 +193,7 @@ class Loaded:
         """A trial, ready for `loop.fit`."""
         from finetune_sweep.train import loop
 
+        self._let_go(trial)
         pretrained = self.pretrained(trial.model)
         model = pretrained.restore()
         job = self._job(trial, pretrained)
@@ -199,14 +201,29 @@ class Loaded:
         state.forward = self.watchdog.listening(state.forward)
         return job, state
 
-    def heads(self, trials: Sequence[Trial]) -> Heads:
+    def heads(self, trials: Sequence[Trial]) -> Stack:
         """Trials of one model that train only the head, ready for `heads.fit`."""
-        from finetune_sweep.train import heads
+        from finetune_sweep.train import stack
 
+        self._let_go(trials[0])
         pretrained = self.pretrained(trials[0].model)
         model = pretrained.restore()
         jobs = [self._job(trial, pretrained) for trial in trials]
-        return heads.start(jobs, model, pretrained.new_parameters)
+        return stack.start(jobs, model, pretrained.new_parameters)
+
+    def _let_go(self, trial: Trial) -> None:
+        """Closes the copies of states that were opened for other trials: only then can they be deleted.
+
+        Trials that differ in `epochs` alone are one work unit, or use the same. What would have to be computed again
+        stays; what could not be kept is tried again.
+        """
+        from finetune_sweep.train import prefix_cache
+
+        settings = {name: value for name, value in trial.params().items() if name != "epochs"}
+        if settings != self._states_for:
+            kept = {name: states for name, states in self._with_states.items() if states is not None}
+            self._with_states = {n: states for n, states in kept.items() if prefix_cache.is_in_memory(states)}
+            self._states_for = settings
 
     def _job(self, trial: Trial, pretrained: Pretrained) -> Job:
         """What a trial trains; the model has its pretrained tensors."""

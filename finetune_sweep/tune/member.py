@@ -40,6 +40,10 @@ class Member(Protocol):
     def competes(self) -> bool:
         """Whether its checkpoint competes with those of other trials for being kept."""
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it must begin anew: a checkpoint from after the epoch that counts lacks what was said then."""
+
     def note(self, evaluation: Evaluation, trained: Trained) -> Best:
         """Keeps the tensors if the evaluation is the one that counts so far."""
 

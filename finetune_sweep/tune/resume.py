@@ -4,6 +4,9 @@ They are written at evaluations, when the training since the last one took `PAYS
 that they cost a few per cent at most, and when a kill in the next epoch would else lose more than `MAY_LOSE_S`: most
 trainings are over before. A kill loses the longer of the two and the epoch that it falls into. A driver that is asked
 to stop has them written at the next step, so that nothing is lost.
+
+A checkpoint of a stack of heads has a part for each member that trains on. It lies with one of them, for as long as
+that one has no end: what lies with a trial that has ended is deleted.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from safetensors.torch import load_file, save_file
 
@@ -63,8 +66,73 @@ class Resumed:
     best: Best | None
 
 
-class Checkpoints:
+class _Checkpoints:
+    """What those of one training and those of a stack have in common."""
+
+    _is_stacked: bool
+
+    def __init__(self, layout: Layout, units: Sequence[str]) -> None:
+        self._layout, self._units = layout, tuple(units)
+        self._write_s = _FIRST_WRITE_S
+        self._last = self._evaluated = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is worth its time, and the next evaluation too late; to be asked at each of them."""
+        now = time.monotonic()
+        epoch_s, self._evaluated = now - self._evaluated, now
+        trained_s = now - self._last
+        return trained_s >= PAYS * self._write_s and trained_s + epoch_s >= MAY_LOSE_S
+
+    def clear(self) -> None:
+        """Deletes all of them: there are results."""
+        for folder in self._present():
+            remove_folder(folder)
+
+    def _newest(self) -> tuple[str, Mapping[str, Resumed]]:
+        """The newest that is whole, by unit, and with which unit it lies; nothing if there is none.
+
+        Damaged ones are deleted, and those of other trainings.
+        """
+        for folder in reversed(self._present()):
+            try:
+                check_folder(folder)
+                parts = _read(folder, is_stacked=self._is_stacked)
+            except (StorageError, OSError, ValueError, KeyError, TypeError):
+                parts = {}
+            if known := {unit: parts[unit] for unit in self._units if unit in parts}:
+                return folder.parent.name, known
+            remove_folder(folder)
+        return "", {}
+
+    def _store(self, holder: str, parts: Mapping[str, Resumed]) -> None:
+        """Stores a new one with one of the units, and keeps the one before it."""
+        started = time.monotonic()
+        at = next(iter(parts.values())).snapshot
+        target = self._layout.trial(holder) / f"resume-{at.epoch:04d}-{at.step:08d}"
+        bests = {unit: part.best.tensors for unit, part in parts.items() if part.best is not None}
+        state = {"stacked": self._is_stacked, "units": {unit: _state(part) for unit, part in parts.items()}}
+        with folder_aside(target) as aside:
+            save_file(
+                _joined({unit: part.snapshot.tensors for unit, part in parts.items()}), aside / _TENSORS
+            )
+            if bests:
+                save_file(_joined(bests), aside / _BEST)
+            (aside / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        for folder in self._present()[:-2]:
+            remove_folder(folder)
+        self._last = time.monotonic()
+        self._write_s = self._last - started
+
+    def _present(self) -> list[Path]:
+        """All of them, the oldest first."""
+        folders = (folder for unit in self._units for folder in self._layout.trial(unit).glob("resume-*"))
+        return sorted(folders, key=lambda folder: folder.name)
+
+
+class Checkpoints(_Checkpoints):
     """The checkpoints of one work unit: when to write one, where, and which is the newest that is whole."""
+
+    _is_stacked = False
 
     def __init__(self, layout: Layout, unit: str) -> None:
         """Looks at nothing yet.
@@ -73,26 +141,11 @@ class Checkpoints:
             layout: Of the sweep.
             unit: The name of the work unit.
         """
-        self._folder = layout.trial(unit)
-        self._write_s = _FIRST_WRITE_S
-        self._last = self._evaluated = time.monotonic()
+        super().__init__(layout, [unit])
 
     def newest(self) -> Resumed | None:
         """The newest checkpoint that is whole; a damaged one is passed over for the one before it."""
-        for folder in reversed(self._present()):
-            try:
-                check_folder(folder)
-                return _read(folder)
-            except (StorageError, OSError, ValueError, KeyError, TypeError):
-                remove_folder(folder)
-        return None
-
-    def is_due(self) -> bool:
-        """Whether a checkpoint is worth its time, and the next evaluation too late; to be asked at each of them."""
-        now = time.monotonic()
-        epoch_s, self._evaluated = now - self._evaluated, now
-        trained_s = now - self._last
-        return trained_s >= PAYS * self._write_s and trained_s + epoch_s >= MAY_LOSE_S
+        return self._newest()[1].get(self._units[0])
 
     def write(self, snapshot: Snapshot, best: Best | None) -> None:
         """Stores where a training stands, and keeps the checkpoint before it.
@@ -104,30 +157,64 @@ class Checkpoints:
         Raises:
             StorageError: If the disk refuses.
         """
-        started = time.monotonic()
-        target = self._folder / f"resume-{snapshot.epoch:04d}-{snapshot.step:08d}"
-        with folder_aside(target) as aside:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, aside / _TENSORS
-            )
-            if best is not None:
-                save_file({name: tensor.contiguous() for name, tensor in best.tensors.items()}, aside / _BEST)
-            (aside / _STATE).write_text(json.dumps(_state(snapshot, best)), encoding="utf-8")
-        for folder in self._present()[:-2]:
-            remove_folder(folder)
-        self._last = time.monotonic()
-        self._write_s = self._last - started
-
-    def clear(self) -> None:
-        """Deletes all of them: the unit has its results."""
-        for folder in self._present():
-            remove_folder(folder)
-
-    def _present(self) -> list[Path]:
-        return sorted(self._folder.glob("resume-*"))
+        self._store(self._units[0], {self._units[0]: Resumed(snapshot, best)})
 
 
-def _state(snapshot: Snapshot, best: Best | None) -> dict[str, object]:
+class StackCheckpoints(_Checkpoints):
+    """The same of head-only trajectories that are trained together.
+
+    Attributes:
+        holder: The member with which the last one lies that was written or found; empty if there is none.
+    """
+
+    _is_stacked = True
+
+    def __init__(self, layout: Layout, members: Sequence[str]) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            layout: Of the sweep.
+            members: The names of the trajectories.
+        """
+        super().__init__(layout, members)
+        self.holder = ""
+
+    def newest(self) -> Mapping[str, Resumed]:
+        """The newest checkpoint that is whole and has some of the members, by name; others are passed over."""
+        self.holder, parts = self._newest()
+        return parts
+
+    def write(self, holder: str, parts: Mapping[str, Resumed]) -> None:
+        """Stores where members stand, and keeps the checkpoint before it.
+
+        Args:
+            holder: The one with which it lies: no other should end later.
+            parts: By name, all of the same step.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        self._store(holder, parts)
+        self.holder = holder
+
+
+def _joined(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of several units as one file has them."""
+    return {
+        f"{unit}/{name}": tensor.contiguous() for unit, of in tensors.items() for name, tensor in of.items()
+    }
+
+
+def _split(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    split: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        unit, _, name = key.partition("/")
+        split.setdefault(unit, {})[name] = tensor
+    return split
+
+
+def _state(part: Resumed) -> dict[str, object]:
+    snapshot, best = part.snapshot, part.best
     return {
         "epoch": snapshot.epoch,
         "step": snapshot.step,
@@ -137,15 +224,24 @@ def _state(snapshot: Snapshot, best: Best | None) -> dict[str, object]:
     }
 
 
-def _read(folder: Path) -> Resumed:
+def _read(folder: Path, *, is_stacked: bool) -> Mapping[str, Resumed]:
+    """The parts of a checkpoint, by unit; none of one that was stacked where this one is not, or the other way."""
     state = json.loads((folder / _STATE).read_bytes())
+    if state["stacked"] != is_stacked:
+        return {}
+    tensors = _split(load_file(folder / _TENSORS))
+    bests = _split(load_file(folder / _BEST)) if (folder / _BEST).exists() else {}
+    return {
+        unit: _part(of_unit, tensors[unit], bests.get(unit, {})) for unit, of_unit in state["units"].items()
+    }
+
+
+def _part(state: Mapping[str, Any], tensors: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> Resumed:
     snapshot = Snapshot(
-        tensors=load_file(folder / _TENSORS),
+        tensors=tensors,
         epoch=state["epoch"],
         step=state["step"],
         micro_batch=state["micro_batch"],
         history=tuple(Evaluation(**evaluation) for evaluation in state["history"]),
     )
-    if state["best"] is None:
-        return Resumed(snapshot, None)
-    return Resumed(snapshot, Best(**state["best"], tensors=load_file(folder / _BEST)))
+    return Resumed(snapshot, None if state["best"] is None else Best(**state["best"], tensors=best))

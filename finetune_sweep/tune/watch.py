@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import time
@@ -137,17 +138,33 @@ def resident_bytes() -> int:
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
+def return_freed_memory() -> None:
+    """Gives the system back what was freed, where the C library can: else a large model's memory stays for a while."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Growth:
-    """Whether workers keep more and more memory from one unit to the next, each against its own first unit."""
+    """Whether a worker keeps more and more memory from one unit to the next, each against the first of its model."""
 
-    def __init__(self) -> None:
-        """Knows of no worker yet."""
-        self._first: dict[tuple[str, int], int] = {}
+    def __init__(self, measure: Callable[[], int] = resident_bytes) -> None:
+        """Knows of no unit yet.
 
-    def is_too_much(self, worker: tuple[str, int], resident: int) -> bool:
-        """Takes what a worker, by host and process, holds after a unit; says whether it is to be replaced."""
-        first = self._first.setdefault(worker, resident)
-        return resident > max(_GROWTH * first, first + _GROWTH_BYTES)
+        Args:
+            measure: The bytes of memory that the worker holds.
+        """
+        self._measure = measure
+        self._first: dict[str, int] = {}
+
+    def is_too_much(self, model: str) -> bool:
+        """Measures what the worker holds after a unit of a model; says whether the worker is to be replaced."""
+        held = self._measure()
+        first = self._first.setdefault(model, held)
+        most = max(_GROWTH * first, first + _GROWTH_BYTES)
+        if held <= most:
+            return False
+        return_freed_memory()
+        return self._measure() > most
 
 
 class StopSign:

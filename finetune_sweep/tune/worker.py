@@ -117,6 +117,11 @@ class _UnitRun:
         """Whether its checkpoint competes with those of other trials; finalists' runs are kept by another rule."""
         return not self.assignment.predictions
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether it must begin anew: a checkpoint from after the epoch that counts lacks what was said then."""
+        return self.assignment.rebuild is not None and self.assignment.predictions
+
     def started(self) -> UnitStarted:
         """The beginning of the trajectory."""
         unit = self.assignment.unit
@@ -129,8 +134,8 @@ class _UnitRun:
         """
         job, state = self.loaded.job(self.assignment.unit.trials[-1])
         checkpoints = Checkpoints(self.layout, self.assignment.unit.name)
-        if self.assignment.rebuild is not None and self.assignment.predictions:
-            checkpoints.clear()  # one from after the epoch that counts would not say what was said then
+        if self.begins_anew:
+            checkpoints.clear()
         resumed = checkpoints.newest()
         if resumed is not None:
             state.load_state_dict(resumed.snapshot)

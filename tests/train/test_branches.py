@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 
 from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import Training
@@ -97,3 +98,46 @@ def test_early_stopping_on_the_trunk_ends_all() -> None:
     for index, job in enumerate(jobs):
         assert found[index] == trained(job, bert())[0]
         assert found[index][-1].stopped
+
+
+@pytest.mark.parametrize("wild", [0, 1])
+def test_a_decay_that_diverges_is_told_and_does_not_move_those_after_it(wild: int) -> None:
+    jobs = jobs_of((1, 2, 4), 0.2)
+    calm = jobs[wild]
+    jobs[wild] = replace(calm, settings=calm.settings.model_copy(update={"learning_rate": 1e30}))
+    found: list[list[Evaluation | TrialError]] = [[] for _ in jobs]
+    weights: list[dict[str, Tensor]] = [{} for _ in jobs]
+    state = start(jobs[-1], bert(), NEW)
+    for indices, result in fit_branches(jobs, state):
+        for index in indices:
+            found[index].append(result)
+            weights[index] = {name: tensor.clone() for name, tensor in state.changed.items()}
+
+    for index, job in enumerate(jobs):
+        if index == wild:
+            error = found[index].pop()
+            assert isinstance(error, TrialError)
+            assert error.failure == "diverged"
+            assert found[index] == trained(calm, bert())[0][:-1]
+            continue
+        model = bert()
+        assert found[index] == trained(job, model)[0]
+        assert_same_weights(weights[index], {name: model.state_dict()[name] for name in weights[index]})
+
+
+def test_a_decay_that_is_out_of_memory_ends_those_that_have_not_ended() -> None:
+    """The first of the three has its result; those after it would need no less."""
+    jobs = jobs_of((1, 2, 4), 0.2)
+    state = start(jobs[-1], bert(), NEW)
+    assert branch_step(jobs[1]) < 5 < branch_step(jobs[2])
+
+    def check(_module: nn.Module, _args: object) -> None:
+        if state.step == 5:
+            raise torch.OutOfMemoryError
+
+    state.model.get_submodule("bert.pooler").register_forward_pre_hook(check)
+    told: list[range] = []
+    with pytest.raises(TrialError, match="one example at a time") as raised:
+        told.extend(indices for indices, _ in fit_branches(jobs, state))
+    assert raised.value.failure == "out_of_memory"
+    assert told == [range(1), range(1, 3)]

@@ -18,7 +18,7 @@ from finetune_sweep.durable import MANIFEST
 from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.text_classification import TextClassification
-from finetune_sweep.train import hardware
+from finetune_sweep.train import data, hardware
 from finetune_sweep.train.data import sole_owner
 from finetune_sweep.train.loop import evaluate
 from finetune_sweep.train.packing import STATES, Body, Packed, forward_of
@@ -184,6 +184,31 @@ def test_what_does_not_fit_is_not_kept(cap_bytes: int, min_free_bytes: int, tmp_
     assert not copies(tmp_path)
 
 
+def test_what_cannot_be_kept_deletes_nothing(tmp_path: Path) -> None:
+    rows = split(ROWS, seed=3)
+    with_states(source(rows), 1, place(tmp_path, "first"))
+    before = copies(tmp_path)
+    assert with_states(source(rows), 1, place(tmp_path, "second", min_free_bytes=10**18)) is None
+    assert copies(tmp_path) == before
+
+
+def test_a_copy_that_is_open_is_not_deleted(tmp_path: Path) -> None:
+    """Its bytes would stay on the disk; what is not open is left, too, where it would not be enough."""
+    rows = split(ROWS, seed=3)
+    needed = _bytes(source(rows), 1)
+    small = with_states(source(rows), 2, place(tmp_path, "small"))
+    del small
+    opened = with_states(source(rows), 1, place(tmp_path, "first"))
+    before = copies(tmp_path)
+    tight = place(tmp_path, "second", cap_bytes=2 * needed - 1)
+    assert with_states(source(rows), 1, tight) is None
+    assert copies(tmp_path) == before
+    assert len(before) == 2
+    del opened
+    assert with_states(source(rows), 1, tight) is not None
+    assert not before & copies(tmp_path)
+
+
 def test_what_does_not_fit_is_in_memory_where_a_text_is_one_state(tmp_path: Path) -> None:
     rows = split(ROWS, seed=3)
     kept = with_states(source(rows), 2, place(tmp_path))
@@ -271,6 +296,28 @@ def test_a_damaged_copy_is_made_again(tmp_path: Path) -> None:
     content[-9] ^= 1
     file.write_bytes(content)
     assert np.array_equal(values(with_states(source(rows), 1, place(tmp_path))), before)
+
+
+def test_a_process_hashes_a_copy_once_until_its_file_changes(tmp_path: Path) -> None:
+    rows = split(ROWS, seed=3)
+    before = values(with_states(source(rows), 1, place(tmp_path)))
+    (file,) = tmp_path.rglob("states.values.npy")
+    written = file.stat().st_mtime_ns
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(written, written))  # as if nobody had written
+    assert not np.array_equal(values(with_states(source(rows), 1, place(tmp_path))), before)
+    os.utime(file)
+    assert np.array_equal(values(with_states(source(rows), 1, place(tmp_path))), before)
+
+
+def test_states_of_another_encoding_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = split(ROWS, seed=3)
+    with_states(source(rows), 1, place(tmp_path))
+    monkeypatch.setattr(data, "FORMAT", data.FORMAT + 1)
+    with_states(source(rows), 1, place(tmp_path))
+    assert len(copies(tmp_path)) == 2
 
 
 MAKE = """

@@ -154,6 +154,34 @@ def test_a_sweep_over_copies_runs(plan: Plan, tmp_path: Path) -> None:
     assert list(steps.values()) == [-(-count * passes // 16) for passes in (1, 2, 3)]
 
 
+def test_a_worker_has_no_more_states_on_the_disk_than_it_may(write_sweep: WriteSweep, tmp_path: Path) -> None:
+    """Each trial has training rows of its own; those of the last one can be deleted once they are not open."""
+    sweep = write_sweep(
+        space="{augment.typos: [0.1, 0.2, 0.3], freeze_depth: [1], epochs: [1]}", training="{precision: fp32}"
+    )
+    whole = make_plan(load_sweep(sweep, check=check))
+    Loaded(whole).job(whole.trials[0])
+    folder = Path(whole.sweep.cache or "") / "states"
+
+    def kept() -> dict[Path, int]:
+        return {file: file.stat().st_size for file in folder.glob("*/*/*.npy")}
+
+    def opened() -> list[str]:
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+
+    cap = sum(kept().values()) * 3 // 2
+    plan = make_plan(load_sweep(sweep, [f"speed.prefix_cache_bytes={cap}"], check))
+    loaded, seen = Loaded(plan), set[Path]()
+    for unit in plan.units:
+        assert list(run_unit(Assignment(unit), plan, Layout(tmp_path, "tiny"), loaded))
+        assert opened()
+        assert not [line for line in opened() if "(deleted)" in line]  # what is gone takes no room any more
+        assert sum(kept().values()) <= cap
+        seen |= {file.parent for file in kept()}
+    assert len(seen) == 4  # of each trial, and of the validation rows
+    assert len({file.parent for file in kept()}) == 2
+
+
 # ---------------------------------------------------------------------------------------- synonyms, spaces
 
 

@@ -119,21 +119,41 @@ def test_a_worker_that_takes_no_step_in_time_is_ended_and_its_trial_says_where_i
 
 
 @pytest.mark.slow
-def test_a_worker_whose_memory_grows_is_replaced_and_that_is_no_retry(write_sweep: WriteSweep) -> None:
+def test_a_worker_whose_memory_grows_is_replaced_in_its_slot_and_nobody_is_told(
+    write_sweep: WriteSweep, tmp_path: Path
+) -> None:
     sweep = write_sweep(
         space="{learning_rate: [1e-3, 2e-3, 3e-3], epochs: [1]}", extra="retries: 0\nmax_concurrent: 1\n"
     )
+    everywhere = tmp_path / "everywhere"
+    everywhere.mkdir()
+    (everywhere / "sitecustomize.py").write_text(
+        "from finetune_sweep.tune import watch\nwatch._GROWTH, watch._GROWTH_BYTES = 0.5, -(1 << 50)\n"
+    )
     program = (
         "import sys\n"
-        "from finetune_sweep.tune import watch\n"
-        "watch._GROWTH, watch._GROWTH_BYTES = 0.5, -(1 << 50)\n"
         "from finetune_sweep.cli import main\n"
+        "from finetune_sweep.tune.driver import Driver\n"
+        "fit = Driver._fit\n"
+        "Driver._fit = lambda *given: (print('a round of Ray Tune'), fit(*given))\n"
         "sys.exit(main())\n"
     )
+    paths = os.pathsep.join([str(everywhere), *filter(None, [os.environ.get("PYTHONPATH")])])
 
-    line = [sys.executable, "-c", program, "run", str(sweep)]
-    done = subprocess.run(line, cwd=sweep.parent, check=False, timeout=TIMEOUT_S)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "run", str(sweep)],
+        cwd=sweep.parent,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_S,
+    )
 
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     started = [entry.event for entry in read(layout(sweep)) if isinstance(entry.event, UnitStarted)]
     assert len({event.worker.pid for event in started}) == len(started) == 3
+    assert done.stdout.count("a round of Ray Tune") == 1
+    assert "did not complete" not in done.stderr
+    assert "Trial task failed" not in done.stderr
+    assert "ERROR" not in done.stderr

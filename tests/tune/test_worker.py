@@ -226,16 +226,45 @@ def test_a_worker_that_works_is_left_alone_and_leaves_nothing(plan: Plan, tmp_pa
     assert not layout.hang(plan.units[0].name).exists()
 
 
-def test_a_worker_is_to_be_replaced_when_it_holds_twice_what_it_held_after_its_first_unit() -> None:
-    growth, gigabyte = watch.Growth(), 1 << 30
-    small, large = ("host", 1), ("host", 2)
+def growing(*units: tuple[str, float]) -> list[bool]:
+    """Whether the worker is to be replaced after each of these units of a model, which leaves GiB of memory held."""
+    held, found = 0, []
+    growth = watch.Growth(lambda: held)
+    for model, gib in units:
+        held = int(gib * (1 << 30))
+        found.append(growth.is_too_much(model))
+    return found
 
-    assert not growth.is_too_much(small, gigabyte // 2)
-    assert not growth.is_too_much(large, 3 * gigabyte)
-    assert not growth.is_too_much(small, gigabyte)
-    assert not growth.is_too_much(large, 6 * gigabyte)
-    assert growth.is_too_much(small, 2 * gigabyte)
-    assert growth.is_too_much(large, 7 * gigabyte)
+
+def test_a_worker_is_to_be_replaced_when_it_holds_twice_what_it_held_after_its_first_unit() -> None:
+    assert growing(("small", 0.5), ("small", 1), ("small", 1.5), ("small", 2)) == [False, False, False, True]
+    assert growing(("large", 3), ("large", 6), ("large", 7)) == [False, False, True]
+
+
+def test_a_larger_model_is_no_growth_and_each_model_has_its_own_measure() -> None:
+    assert growing(*[("small", 0.7), ("large", 2.7)] * 3) == [False] * 6
+    assert growing(("small", 0.7), ("large", 2.7), ("small", 2.0)) == [False, False, True]
+    assert growing(("large", 2.7), ("small", 0.7), ("large", 5.5)) == [False, False, True]
+
+
+def test_what_a_large_model_left_freed_is_given_back_before_a_worker_is_replaced() -> None:
+    """A C library keeps the tensors that it was given back as long as one above them is held."""
+    program = (
+        "import torch\n"
+        "from finetune_sweep.tune import watch\n"
+        "watch._GROWTH_BYTES = 64 << 20\n"
+        "torch.zeros(20 << 20, dtype=torch.uint8)  # from now on blocks of this size come from the heap\n"
+        "growth = watch.Growth()\n"
+        "assert not growth.is_too_much('small')\n"
+        "large = [torch.ones(1 << 20, dtype=torch.uint8) for _ in range(1500)]\n"
+        "above = torch.ones(1 << 20, dtype=torch.uint8)\n"
+        "assert not growth.is_too_much('large')\n"
+        "del large\n"
+        "before = watch.resident_bytes()\n"
+        "assert not growth.is_too_much('small'), watch.resident_bytes()\n"
+        "assert before - watch.resident_bytes() > 1 << 30\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_the_memory_of_this_process_is_known() -> None:
@@ -466,6 +495,50 @@ def test_a_switch_of_the_sweep_file_changes_no_result(
         assert spared[key] == pytest.approx(values, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("settings", "ended"),
+    [
+        ("lr_schedule: {type: plateau, patience: 1}, learning_rate: 0.3", [2, 4, 7]),
+        (
+            "lr_schedule: {type: plateau, patience: 1}, early_stopping: {patience: 2, min_delta: 100.0}",
+            [2, 3, 3],
+        ),
+        ("early_stopping: {patience: 1, min_delta: 100.0}", [2, 2, 2]),
+        ("early_stopping: {patience: 2, min_delta: 100.0, monitor: metric}", [2, 3, 3]),
+        ("early_stopping: {patience: 4, min_delta: 100.0}", [2, 4, 5]),
+    ],
+)
+def test_trials_of_a_trajectory_come_to_what_each_comes_to_alone(
+    settings: str, ended: list[int], write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    sweep = write_sweep(space="{epochs: [2, 4, 7]}", training=f"{{precision: fp32, {settings}}}")
+
+    def trained(name: str, *sets: str) -> tuple[Plan, list[Event]]:
+        plan = make_plan(load_sweep(sweep, sets))
+        layout = Layout(tmp_path / name, "tiny")
+        return plan, [e for unit in plan.units for e in all_of(start(plan, layout, Assignment(unit)))]
+
+    plan, shared = trained("on")
+    separate, apart = trained("off", "speed.share_trajectories=false")
+
+    assert (len(plan.units), len(separate.units)) == (1, 3)
+    assert [end.epochs_done for end in sorted(ends(shared), key=lambda end: end.epochs_done)] == ended
+    assert {end.key: replace(end, checkpoint=None) for end in ends(shared)} == {
+        end.key: replace(end, checkpoint=None) for end in ends(apart)
+    }
+    for trial in plan.trials:
+        mine, alone = (
+            [e for e in events if isinstance(e, Evaluated) and trial.key in e.keys]
+            for events in (shared, apart)
+        )
+        assert [e.learning_rate for e in mine] == [e.learning_rate for e in alone]
+        for one, other in zip(mine, alone, strict=True):
+            assert one.metrics == pytest.approx(other.metrics, abs=1e-5)
+            assert one.train_loss == pytest.approx(other.train_loss, abs=1e-5)
+    if "learning_rate" in settings:
+        assert len({e.learning_rate for e in shared if isinstance(e, Evaluated)}) > 2  # the plateau was met
+
+
 BRANCHES = "{learning_rate: [1e-2], epochs: [2, 3, 5], lr_schedule: [{type: wsd, decay_ratio: 0.4}]}"
 
 
@@ -535,5 +608,39 @@ def test_trials_with_a_trunk_in_common_come_to_what_each_comes_to_alone_also_aft
             load_file(root / path / CHANGED_TENSORS)
             for root, path in ((layout.root, end.checkpoint), (tmp_path / "one", other.checkpoint))
         )
+        assert all(found[name].equal(tensor) for name, tensor in same.items())
+    assert not list(layout.root.glob("trials/*/resume-*"))
+
+
+@pytest.mark.parametrize("wild", [0, 1])
+def test_a_decay_that_diverges_ends_its_trial_and_the_others_of_the_trunk_go_on(
+    wild: int, write_sweep: WriteSweep, tmp_path: Path
+) -> None:
+    """The longest trains the trunk, so that the rate of another counts in its decay alone."""
+    plan = make_plan(load_sweep(write_sweep(space=BRANCHES)))
+    alone = [all_of(start(plan, Layout(tmp_path, "one"), Assignment(m))) for m in plan.units[0].members]
+    trials = list(plan.trials)
+    training = trials[wild].training.model_copy(update={"learning_rate": 1e30})
+    trials[wild] = replace(trials[wild], training=training)
+    unit = WorkUnit(tuple(trials), tuple(WorkUnit((trial,)) for trial in trials))
+    layout = Layout(tmp_path, "tiny")
+
+    events = all_of(start(plan, layout, Assignment(unit)))
+
+    assert len(ends(events)) == 3
+    keys = [trial.key for trial in trials]
+    for number, end in enumerate(sorted(ends(events), key=lambda end: keys.index(end.key))):
+        if number == wild:
+            assert end.state == "diverged"
+            assert end.failure is not None
+            assert end.failure.kind == "diverged"
+            continue
+        (expected,) = ends(alone[number])
+        assert replace(end, checkpoint=None) == replace(expected, checkpoint=None)
+        assert by_trial(events, plan)[end.key] == results(alone[number])
+        assert end.checkpoint is not None
+        assert expected.checkpoint is not None
+        found = load_file(layout.root / end.checkpoint / CHANGED_TENSORS)
+        same = load_file(tmp_path / "one" / expected.checkpoint / CHANGED_TENSORS)
         assert all(found[name].equal(tensor) for name, tensor in same.items())
     assert not list(layout.root.glob("trials/*/resume-*"))

@@ -1,0 +1,203 @@
+"""Heads that one worker trains together: how a stack goes on after a stop and after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors.torch import load_file
+
+from finetune_sweep import disk
+from finetune_sweep.durable import check_folder
+from finetune_sweep.events import Evaluated, Event
+from finetune_sweep.layout import CHANGED_TENSORS, Layout
+from finetune_sweep.plan import Plan, make_plan
+from finetune_sweep.settings import EarlyStopping
+from finetune_sweep.sweepfile import load_sweep
+from finetune_sweep.train import heads
+from finetune_sweep.train.stack import Stack
+from finetune_sweep.trial import Trial, WorkUnit, work_units
+from finetune_sweep.tune import resume, watch
+from finetune_sweep.tune.assignment import Assignment
+from tests.tune.test_worker import all_of, ends, start, write_at_every_epoch
+
+if TYPE_CHECKING:
+    from tests.conftest import WriteSweep
+
+SPACE = "{learning_rate: [1e-2, 1e-3], epochs: [1, 3], lr_schedule: [constant, linear], freeze_depth: [all]}"
+
+
+@pytest.fixture
+def plan(write_sweep: WriteSweep) -> Plan:
+    return make_plan(load_sweep(write_sweep(space=SPACE, extra="keep_checkpoints: 12\n")))
+
+
+def told(events: Sequence[Event]) -> dict[tuple[str, int], Evaluated]:
+    """All evaluations without their times; those that are told again are the same."""
+    found: dict[tuple[str, int], Evaluated] = {}
+    for event in events:
+        if isinstance(event, Evaluated):
+            timeless = replace(event, keys=(), train_seconds=0.0, eval_seconds=0.0)
+            assert found.setdefault((event.unit, event.epoch), timeless) == timeless
+    return found
+
+
+def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The members of each step from now on."""
+    step, counted = heads._step_at_once, []
+
+    def noted(stack: Stack, running: Sequence[int], *rest: object) -> bool:
+        counted.append(len(running))
+        return step(stack, running, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(heads, "_step_at_once", noted)
+    return counted
+
+
+def rest_of(unit: WorkUnit, events: Sequence[Event]) -> WorkUnit:
+    """What the next run hands out: the trials that have no end yet."""
+    ended = {end.key for end in ends(list(events))}
+    (rest,) = work_units([trial for trial in unit.trials if trial.key not in ended])
+    return rest
+
+
+def killed_after(moments: Iterator[tuple[Event, ...]], epoch: int) -> list[Event]:
+    """What was journalled of a training that was dropped in the epoch after this one."""
+    events: list[Event] = []
+    for moment in moments:
+        if any(isinstance(event, Evaluated) and event.epoch > epoch for event in moment):
+            break
+        events += moment
+    return events
+
+
+def left_by(layout: Layout) -> list[Path]:
+    return sorted(layout.root.glob("trials/*/resume-*"), key=lambda folder: folder.name)
+
+
+def test_a_stack_that_is_asked_to_stop_goes_on_from_its_step(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit,) = plan.units
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    layout, events, rest = Layout(tmp_path / "cut", "tiny"), list[Event](), unit
+    steps = count_steps(monkeypatch)
+    for asks in (4, 6, 15):
+        asked = itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, asks=asks: next(asked) >= asks)
+            events += all_of(start(plan, layout, Assignment(rest)))
+        assert left_by(layout)
+        rest = rest_of(unit, events)
+    events += all_of(start(plan, layout, Assignment(rest)))
+
+    assert len(unit.members) == 6
+    assert len(rest.members) == 4
+    assert sum(steps) == 6 * 6 + 2 * 4 * 6  # nobody took a step twice
+    assert told(events) == told(whole)
+    assert {end.key: end for end in ends(events)} == {end.key: end for end in ends(whole)}
+    for end in ends(whole):
+        assert end.checkpoint is not None
+        check_folder(layout.root / end.checkpoint)
+        expected, found = (
+            load_file(root / end.checkpoint / CHANGED_TENSORS)
+            for root in (tmp_path / "whole" / "tiny", layout.root)
+        )
+        assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    assert not left_by(layout)
+
+
+@pytest.mark.parametrize("damage", ["none", "flipped", "foreign", "no stack"])
+def test_a_stack_that_was_killed_goes_on_from_its_newest_checkpoint_that_is_whole_and_its_own(
+    damage: str, plan: Plan, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    write_at_every_epoch(monkeypatch)
+    layout = Layout(tmp_path / "cut", "tiny")
+    events = killed_after(start(plan, layout), 2)
+    before, newest = left_by(layout)
+    match damage:
+        case "flipped":
+            content = bytearray((newest / "state.safetensors").read_bytes())
+            content[-9] ^= 1
+            (newest / "state.safetensors").write_bytes(content)
+        case "foreign":
+            other = make_plan(load_sweep(write_sweep(space=SPACE, extra="seed: 7\n")))
+            killed_after(start(other, Layout(tmp_path / "other", "tiny")), 2)
+            replace_all(layout, left_by(Layout(tmp_path / "other", "tiny"))[-1])
+        case "no stack":
+            apart = make_plan(load_sweep(write_sweep(space=SPACE), ["speed.fuse_heads=false"]))
+            alone = next(unit for unit in apart.units if unit.name == newest.parent.name)
+            killed_after(start(apart, Layout(tmp_path / "other", "tiny"), Assignment(alone)), 2)
+            replace_all(layout, left_by(Layout(tmp_path / "other", "tiny"))[-1])
+    steps = count_steps(monkeypatch)
+
+    events += all_of(start(plan, layout, Assignment(rest_of(plan.units[0], events))))
+
+    assert (before.name, newest.name) == ("resume-0001-00000006", "resume-0002-00000012")
+    assert sum(steps) == 4 * {"none": 6, "flipped": 12}.get(damage, 18)
+    assert told(events) == told(whole)
+    assert not left_by(layout)
+
+
+def replace_all(layout: Layout, foreign: Path) -> None:
+    """Puts one checkpoint in the place of all of a sweep."""
+    holder = left_by(layout)[-1].parent
+    for folder in left_by(layout):
+        shutil.rmtree(folder)
+    shutil.copytree(foreign, holder / foreign.name)
+
+
+def test_a_checkpoint_moves_when_the_member_that_it_lies_with_ends(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies with an ended trial is deleted by the next run."""
+    calm = next(trial for trial in plan.trials if trial.epochs == 3)
+
+    def with_epochs(key: str, epochs: int, stopping: EarlyStopping | None) -> Trial:
+        update = {"epochs": epochs, "early_stopping": stopping}
+        return replace(calm, key=key, training=calm.training.model_copy(update=update))
+
+    trials = (with_epochs("a", 3, None), with_epochs("b", 4, EarlyStopping(patience=1, min_delta=100.0)))
+    unit = WorkUnit(trials, tuple(WorkUnit((trial,)) for trial in trials), is_stack=True)
+    due = iter([True])
+    monkeypatch.setattr(resume.StackCheckpoints, "is_due", lambda _: next(due, False))
+    layout = Layout(tmp_path, "tiny")
+    places = [
+        [f"{path.parent.name}/{path.name}" for path in left_by(layout)]
+        for moment in start(plan, layout, Assignment(unit))
+        if any(isinstance(event, Evaluated) for event in moment)
+    ]
+
+    first, second = "b/resume-0001-00000006", "a/resume-0002-00000012"
+    assert places == [[], [first], [first, second]]
+
+
+def test_members_that_are_new_begin_beside_those_that_go_on(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an edit of the sweep file between a stop and the next run."""
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    (unit,) = plan.units
+    (fewer,) = work_units([trial for member in unit.members[2:] for trial in member.trials])
+    write_at_every_epoch(monkeypatch)
+    layout = Layout(tmp_path / "cut", "tiny")
+    events = killed_after(start(plan, layout, Assignment(fewer)), 2)
+    steps = count_steps(monkeypatch)
+
+    events += all_of(start(plan, layout, Assignment(rest_of(unit, events))))
+
+    known = [member for member in fewer.members if member.trials[-1].epochs == 3]
+    added = sum(member.trials[-1].epochs for member in unit.members[:2])
+    assert sum(steps) == 6 * (len(known) + added)
+    assert told(events) == told(whole)
+
+
+def test_the_plan_counts_the_disk_space_of_a_stack(plan: Plan) -> None:
+    longest = replace(plan, trials=plan.units[0].members[-1].trials)
+    assert disk.estimate(plan).per_worker == 6 * disk.estimate(longest).per_worker > 0
