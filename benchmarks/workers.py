@@ -44,10 +44,9 @@ def _timed_folder(watch: Stopwatch, what: str) -> Any:  # noqa: ANN401 - a conte
 class NoopTrainable(UnitTrainable):
     """A worker that starts as any other, and loads neither model nor rows, since no unit asks for them."""
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Takes the next unit."""
-        self._events = _made_up(new_config["assignment"], self._plan)
-        return True
+    def events_of(self, assignment: Assignment) -> Iterator[tuple[Event, ...]]:
+        """Trains nothing."""
+        return _made_up(assignment, self._plan)
 
 
 def _made_up(assignment: Assignment, plan: Plan) -> Iterator[tuple[Event, ...]]:

@@ -17,7 +17,7 @@ from finetune_sweep.trial import Trial, trajectory
 
 
 def beginnings(plan: Plan, trials: Iterable[Trial], record: SweepRecord) -> list[Event]:
-    """What to journal of those of the trials that a longer training has gone through: evaluations and ends.
+    """What to journal of those of the trials that a longer one, which has a result, has gone through.
 
     The checkpoint is the longer one's, where the same epoch counts for both; else there is none.
 
@@ -31,7 +31,7 @@ def beginnings(plan: Plan, trials: Iterable[Trial], record: SweepRecord) -> list
     missing = [trial for trial in trials if (own := record.trials.get(trial.key)) is None or not own.done]
     trained: dict[str, list[TrialRecord]] = {}
     for known in record.trials.values() if missing else ():
-        if known.evaluations:
+        if known.done and known.evaluations:
             trained.setdefault(trajectory(known.key, known.planned.params), []).append(known)
     events: list[Event] = []
     for trial in missing:

@@ -83,8 +83,8 @@ def test_a_training_that_stopped_early_covers_all_that_are_longer_than_that(
     events = beginnings(plan, plan.trials, record)
     ends = [event for event in events if isinstance(event, TrialEnded)]
     assert [(end.epochs_done, end.stopped_early_at) for end in ends] == [(1, None), (2, 2), (2, 2)]
-    record = record_of(plan, *told(longest.key, 2))  # it still runs
-    assert len([e for e in beginnings(plan, plan.trials, record) if isinstance(e, TrialEnded)]) == 1
+    still_runs = record_of(plan, *told(longest.key, 2))
+    assert beginnings(plan, plan.trials, still_runs) == []
 
 
 def told(key: str, epochs: int) -> list[Event]:
@@ -93,6 +93,10 @@ def told(key: str, epochs: int) -> list[Event]:
         Evaluated(key, (key,), epoch, epoch, 0.7, 1e-2, metrics, {}, 1.0, 0.1, 16)
         for epoch in range(1, epochs + 1)
     ]
+
+
+def finished(key: str, epochs: int) -> list[Event]:
+    return [*told(key, epochs), TrialEnded(key, "finished", epochs, epochs, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def told(key: str, epochs: int) -> list[Event]:
 def test_nothing_is_given_where_nothing_is_shared(parts: dict[str, str], write_sweep: WriteSweep) -> None:
     plan = planned(write_sweep, "[2, 4]", **parts)
     longer = plan.trials[-1]
-    assert beginnings(plan, plan.trials, record_of(plan, *told(longer.key, 4))) == []
+    assert beginnings(plan, plan.trials, record_of(plan, *finished(longer.key, 4))) == []
 
 
 def test_nothing_is_given_by_a_training_of_another_recipe_or_seed(write_sweep: WriteSweep) -> None:
@@ -114,16 +118,16 @@ def test_nothing_is_given_by_a_training_of_another_recipe_or_seed(write_sweep: W
     longer = plan.trials[-1]
     of_old = replace(longer, key="0123456789abcdef")
     old = replace(plan, trials=(plan.trials[0], of_old))
-    assert beginnings(plan, plan.trials[:1], record_of(old, *told(of_old.key, 4))) == []
+    assert beginnings(plan, plan.trials[:1], record_of(old, *finished(of_old.key, 4))) == []
     other = plan.trial(longer.config, seed=7)
     seeds = replace(plan, trials=(plan.trials[0], other))
-    assert beginnings(plan, plan.trials[:1], record_of(seeds, *told(other.key, 4))) == []
+    assert beginnings(plan, plan.trials[:1], record_of(seeds, *finished(other.key, 4))) == []
 
 
 def test_the_plan_counts_only_what_is_left_to_train(write_sweep: WriteSweep) -> None:
     longer, all_three = (planned(write_sweep, epochs) for epochs in ("[4]", "[2, 4, 5]"))
     key = longer.trials[0].key
-    record = record_of(longer, *told(key, 4), TrialEnded(key, "finished", 4, 4, 0.5))
+    record = record_of(longer, *finished(key, 4))
     seen = outlook.look(all_three, record)
     assert (seen.done, seen.missing, seen.epochs) == (2, 1, 5)
 
@@ -146,6 +150,6 @@ def test_a_search_that_learns_is_told_at_once(
         for assignment in driver._assignments(()):
             (trial,) = assignment.unit.trials
             assert trial.epochs == 4
-            journal.append(*told(trial.key, 4), TrialEnded(trial.key, "finished", 4, 4, 0.5))
+            journal.append(*finished(trial.key, 4))
         assert [trial.state for trial in journal.record.current()] == ["finished", "finished"]
         assert [len(trial.evaluations) for trial in journal.record.current()] == [4, 2]

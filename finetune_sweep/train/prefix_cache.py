@@ -48,6 +48,8 @@ _Files = frozenset[tuple[str, int, int, int]]
 """Of a copy: names, inodes, bytes, and when they were written."""
 _checked: Final[dict[Path, _Files]] = {}
 """The copies whose hashes this process has seen to be right."""
+_in_parts: Final[set[Path]] = set()
+"""The copies for which this process lacks the memory: they are not tried again."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +117,15 @@ def with_states(source: Source, blocks: int, place: Place) -> Encoded | None:
     target = home / _name(source, blocks)
     with sole_owner(target):
         if not _is_whole(target):
+            if target in _in_parts:
+                return _in_memory(source, blocks, home)
             _remove_remains(target)
             try:
                 with folder_aside(target) as aside:
                     _write(source, blocks, aside, home, place)
-            except _NotKeptError:
+            except _NotKeptError as reason:
+                if isinstance(reason, _InPartsError):
+                    _in_parts.add(target)
                 return _in_memory(source, blocks, home)
             _checked[target] = _files(target)
         os.utime(target / MANIFEST)
@@ -135,6 +141,10 @@ def is_in_memory(encoded: Encoded) -> bool:
 
 class _NotKeptError(Exception):
     """A copy has no room, or could not be computed as it always is."""
+
+
+class _InPartsError(_NotKeptError):
+    """Memory ran out, so that a batch had to be computed in parts."""
 
 
 def _name(source: Source, blocks: int) -> str:
@@ -218,7 +228,7 @@ def _write(source: Source, blocks: int, folder: Path, home: Path, place: Place) 
         _allocate(file)
     for rows, parts in _computed(source, blocks, home):
         if len(parts) > 1:
-            raise _NotKeptError
+            raise _InPartsError
         (states,) = parts
         start = 0
         for row in rows:

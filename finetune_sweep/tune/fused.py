@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_sweep.errors import TrialError
@@ -15,13 +15,13 @@ from finetune_sweep.train.state import Evaluation
 from finetune_sweep.trial import Trial, can_fuse
 from finetune_sweep.tune.loaded import Loaded
 from finetune_sweep.tune.member import Member
-from finetune_sweep.tune.resume import Resumed, StackCheckpoints
+from finetune_sweep.tune.resume import Checkpoints, Pace, Resumed
 
 
 def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Iterator[tuple[Event, ...]]:
     """Trains all, and yields after each epoch what happened to each of them.
 
-    Those that a checkpoint was written of go on from it together; those without begin anew, as a stack of their own.
+    Those that have a checkpoint of the same step go on from there together, those without begin together.
 
     Args:
         members: One for each trajectory.
@@ -32,15 +32,22 @@ def train_together(members: Sequence[Member], plan: Plan, loaded: Loaded) -> Ite
         TrialError: What ends all of them.
         StorageError: If the storage refuses.
     """
-    rest = list(members)
-    while rest and not rest[0].stop_sign.is_up():
-        checkpoints = StackCheckpoints(rest[0].layout, [member.unit.name for member in rest])
-        if rest[0].begins_anew:
+    groups: dict[int, list[tuple[Member, Resumed | None]]] = {}
+    for member in members:
+        checkpoints = _checkpoints(member)
+        if member.begins_anew:
             checkpoints.clear()
         resumed = checkpoints.newest()
-        stacked = [member for member in rest if member.unit.name in resumed] or rest
-        rest = [member for member in rest if member.unit.name not in resumed] if resumed else []
-        yield from _Together(stacked, plan, loaded, checkpoints).train(resumed)
+        groups.setdefault(resumed.snapshot.step if resumed else 0, []).append((member, resumed))
+    for _, group in sorted(groups.items(), reverse=True):
+        if members[0].stop_sign.is_up():
+            return
+        stacked, stored = zip(*group, strict=True)
+        yield from _Together(stacked, plan, loaded).train([each for each in stored if each is not None])
+
+
+def _checkpoints(member: Member) -> Checkpoints:
+    return Checkpoints(member.layout, member.unit.name, is_stacked=True)
 
 
 @dataclass(frozen=True)
@@ -51,37 +58,35 @@ class _Together:
         members: In the order of the stack.
         plan: The sweep.
         loaded: Data and model.
-        checkpoints: Theirs.
     """
 
     members: Sequence[Member]
     plan: Plan
     loaded: Loaded
-    checkpoints: StackCheckpoints
 
-    def train(self, resumed: Mapping[str, Resumed]) -> Iterator[tuple[Event, ...]]:
-        """Trains from a checkpoint of all of them, or from the start if it is empty."""
-        members = self.members
+    def train(self, resumed: Sequence[Resumed]) -> Iterator[tuple[Event, ...]]:
+        """Trains from checkpoints of one step, one for each member, or from the start if there are none."""
+        members, pace = self.members, Pace()
         stack = self.loaded.heads([member.unit.trials[-1] for member in members])
         if resumed:
-            parts = [resumed[member.unit.name] for member in members]
-            stack.load([part.snapshot for part in parts])
-            for member, part in zip(members, parts, strict=True):
+            stack.load([part.snapshot for part in resumed])
+            for member, part in zip(members, resumed, strict=True):
                 member.best = part.best
-            for evaluations in zip(*(part.snapshot.history for part in parts), strict=True):
+            for evaluations in zip(*(part.snapshot.history for part in resumed), strict=True):
                 pairs = zip(members, evaluations, strict=True)
                 yield tuple(event for member, evaluation in pairs for event in member.tell(evaluation))
-        stored = stack.step
+        stored, ended = stack.step, set[int]()
         for told in heads.fit(stack, self.loaded.watchdog.beat, members[0].stop_sign.is_up):
             yield self._tell(told, stack)
-            names = {members[index].unit.name for index in stack.going()}
-            has_lost_its_place = self.checkpoints.holder not in {"", *names}
-            if names and (self.checkpoints.is_due() or has_lost_its_place):
-                self._write(stack)
+            done = set(range(len(members))).difference(stack.going())
+            for index in done - ended:
+                _checkpoints(members[index]).clear()
+            ended = done
+            if pace.is_due():
+                with pace.storing():
+                    self._write(stack)
                 stored = stack.step
-        if not stack.going():
-            self.checkpoints.clear()
-        elif stack.step > stored:
+        if stack.step > stored:
             self._write(stack)
 
     def _tell(self, told: Sequence[tuple[int, Evaluation | TrialError]], stack: Stack) -> tuple[Event, ...]:
@@ -106,14 +111,9 @@ class _Together:
         return tuple(events)
 
     def _write(self, stack: Stack) -> None:
-        """Stores where the members stand that train on, with the one of them that trains longest."""
-        snapshots = stack.snapshots()
-        parts = {
-            self.members[index].unit.name: Resumed(snapshot, self.members[index].best)
-            for index, snapshot in snapshots.items()
-        }
-        longest = max(snapshots, key=lambda index: self.members[index].unit.trials[-1].epochs)
-        self.checkpoints.write(self.members[longest].unit.name, parts)
+        """Stores where the members stand that train on."""
+        for index, snapshot in stack.snapshots().items():
+            _checkpoints(self.members[index]).write(snapshot, self.members[index].best)
 
 
 def train_alone(trial: Trial, plan: Plan, loaded: Loaded) -> Iterator[tuple[Evaluation, Trained]]:

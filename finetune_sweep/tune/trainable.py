@@ -15,6 +15,9 @@ from finetune_sweep.errors import StorageError
 from finetune_sweep.tune.watch import Growth
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from finetune_sweep.events import Event
     from finetune_sweep.layout import Layout
     from finetune_sweep.plan import Plan
     from finetune_sweep.tune.assignment import Assignment
@@ -57,12 +60,16 @@ class UnitTrainable(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next unit; nothing of the last one is left but what is loaded."""
-        from finetune_sweep.tune.worker import run_unit
-
         assignment: Assignment = new_config["assignment"]
         self._model = assignment.unit.trials[-1].model
-        self._events = run_unit(assignment, self._plan, self._layout, self._loaded)
+        self._events = self.events_of(assignment)
         return True
+
+    def events_of(self, assignment: Assignment) -> Iterator[tuple[Event, ...]]:
+        """What a unit tells while it is trained."""
+        from finetune_sweep.tune.worker import run_unit
+
+        return run_unit(assignment, self._plan, self._layout, self._loaded)
 
     def step(self) -> dict[str, Any]:
         """Goes on to the next moment worth recording.

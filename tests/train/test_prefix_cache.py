@@ -18,7 +18,7 @@ from finetune_sweep.durable import MANIFEST
 from finetune_sweep.errors import TrialError
 from finetune_sweep.settings import Training
 from finetune_sweep.tasks.text_classification import TextClassification
-from finetune_sweep.train import data, hardware
+from finetune_sweep.train import data, hardware, prefix_cache
 from finetune_sweep.train.data import sole_owner
 from finetune_sweep.train.loop import evaluate
 from finetune_sweep.train.packing import STATES, Body, Packed, forward_of
@@ -234,6 +234,8 @@ def test_where_memory_runs_out_no_copy_is_kept(tmp_path: Path, monkeypatch: pyte
     in_memory = values(with_states(source(rows), 2, place(tmp_path)))
     np.testing.assert_allclose(in_memory, whole, rtol=0, atol=1e-5)
     limit = 0
+    assert with_states(source(rows), 1, place(tmp_path)) is None  # this process does not try it again
+    monkeypatch.setattr(prefix_cache, "_in_parts", set())
     with pytest.raises(TrialError, match="one row at a time") as raised:
         with_states(source(rows), 1, place(tmp_path))
     assert raised.value.failure == "out_of_memory"

@@ -17,12 +17,11 @@ from finetune_sweep.durable import check_folder
 from finetune_sweep.events import Evaluated, Event
 from finetune_sweep.layout import CHANGED_TENSORS, Layout
 from finetune_sweep.plan import Plan, make_plan
-from finetune_sweep.settings import EarlyStopping
 from finetune_sweep.sweepfile import load_sweep
 from finetune_sweep.train import heads
 from finetune_sweep.train.stack import Stack
-from finetune_sweep.trial import Trial, WorkUnit, work_units
-from finetune_sweep.tune import resume, watch
+from finetune_sweep.trial import WorkUnit, work_units
+from finetune_sweep.tune import watch
 from finetune_sweep.tune.assignment import Assignment
 from tests.tune.test_worker import all_of, ends, start, write_at_every_epoch
 
@@ -112,70 +111,64 @@ def test_a_stack_that_is_asked_to_stop_goes_on_from_its_step(
     assert not left_by(layout)
 
 
-@pytest.mark.parametrize("damage", ["none", "flipped", "foreign", "no stack"])
-def test_a_stack_that_was_killed_goes_on_from_its_newest_checkpoint_that_is_whole_and_its_own(
+@pytest.mark.parametrize("damage", ["none", "flipped", "no stack"])
+def test_heads_that_were_killed_go_on_from_their_newest_checkpoints_that_are_whole_and_of_a_stack(
     damage: str, plan: Plan, write_sweep: WriteSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
     write_at_every_epoch(monkeypatch)
     layout = Layout(tmp_path / "cut", "tiny")
     events = killed_after(start(plan, layout), 2)
-    before, newest = left_by(layout)
+    left = left_by(layout)
+    newest = left[-1]
     match damage:
         case "flipped":
             content = bytearray((newest / "state.safetensors").read_bytes())
             content[-9] ^= 1
             (newest / "state.safetensors").write_bytes(content)
-        case "foreign":
-            other = make_plan(load_sweep(write_sweep(space=SPACE, extra="seed: 7\n")))
-            killed_after(start(other, Layout(tmp_path / "other", "tiny")), 2)
-            replace_all(layout, left_by(Layout(tmp_path / "other", "tiny"))[-1])
         case "no stack":
             apart = make_plan(load_sweep(write_sweep(space=SPACE), ["speed.fuse_heads=false"]))
             alone = next(unit for unit in apart.units if unit.name == newest.parent.name)
             killed_after(start(apart, Layout(tmp_path / "other", "tiny"), Assignment(alone)), 2)
-            replace_all(layout, left_by(Layout(tmp_path / "other", "tiny"))[-1])
+            shutil.rmtree(newest.parent)
+            shutil.copytree(left_by(Layout(tmp_path / "other", "tiny"))[-1], newest)
     steps = count_steps(monkeypatch)
 
     events += all_of(start(plan, layout, Assignment(rest_of(plan.units[0], events))))
 
-    assert (before.name, newest.name) == ("resume-0001-00000006", "resume-0002-00000012")
-    assert sum(steps) == 4 * {"none": 6, "flipped": 12}.get(damage, 18)
+    assert [folder.name for folder in left] == ["resume-0001-00000006"] * 4 + ["resume-0002-00000012"] * 4
+    assert sum(steps) == 3 * 6 + {"none": 6, "flipped": 12, "no stack": 18}[damage]
     assert told(events) == told(whole)
     assert not left_by(layout)
 
 
-def replace_all(layout: Layout, foreign: Path) -> None:
-    """Puts one checkpoint in the place of all of a sweep."""
-    holder = left_by(layout)[-1].parent
-    for folder in left_by(layout):
-        shutil.rmtree(folder)
-    shutil.copytree(foreign, holder / foreign.name)
-
-
-def test_a_checkpoint_moves_when_the_member_that_it_lies_with_ends(
+def test_heads_of_several_stacks_go_on_in_one(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What lies with an ended trial is deleted by the next run."""
-    calm = next(trial for trial in plan.trials if trial.epochs == 3)
+    """Two stacks were stopped at different steps; the trials that are left are one unit, and keep what each had."""
+    whole = all_of(start(plan, Layout(tmp_path / "whole", "tiny")))
+    (unit,) = plan.units
+    layout, events = Layout(tmp_path / "cut", "tiny"), list[Event]()
+    steps = count_steps(monkeypatch)
+    for members, asks in ((unit.members[:3], 4), (unit.members[3:], 9)):
+        (part,) = work_units([trial for member in members for trial in member.trials])
+        asked = itertools.count()
+        with monkeypatch.context() as patch:
+            patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, asks=asks: next(asked) >= asks)
+            events += all_of(start(plan, layout, Assignment(part)))
+    assert len({folder.name for folder in left_by(layout)}) == 2
 
-    def with_epochs(key: str, epochs: int, stopping: EarlyStopping | None) -> Trial:
-        update = {"epochs": epochs, "early_stopping": stopping}
-        return replace(calm, key=key, training=calm.training.model_copy(update=update))
+    asked = itertools.count()
+    with monkeypatch.context() as patch:  # the first of them has begun to go on, the other has not
+        patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked: next(asked) >= 3)
+        events += all_of(start(plan, layout, Assignment(rest_of(unit, events))))
+    events += all_of(start(plan, layout, Assignment(rest_of(unit, events))))
 
-    trials = (with_epochs("a", 3, None), with_epochs("b", 4, EarlyStopping(patience=1, min_delta=100.0)))
-    unit = WorkUnit(trials, tuple(WorkUnit((trial,)) for trial in trials), is_stack=True)
-    due = iter([True])
-    monkeypatch.setattr(resume.StackCheckpoints, "is_due", lambda _: next(due, False))
-    layout = Layout(tmp_path, "tiny")
-    places = [
-        [f"{path.parent.name}/{path.name}" for path in left_by(layout)]
-        for moment in start(plan, layout, Assignment(unit))
-        if any(isinstance(event, Evaluated) for event in moment)
-    ]
-
-    first, second = "b/resume-0001-00000006", "a/resume-0002-00000012"
-    assert places == [[], [first], [first, second]]
+    assert sum(steps) == 6 * sum(
+        member.trials[-1].epochs for member in unit.members
+    )  # nobody took a step twice
+    assert told(events) == told(whole)
+    assert not left_by(layout)
 
 
 def test_members_that_are_new_begin_beside_those_that_go_on(
