@@ -126,14 +126,20 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, WORK, SEEDS)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=[], help="these, beside plain")
     parser.add_argument("--texts", nargs="+", type=int, default=[FEW, MANY], help="training texts")
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    return parser
+
+
+def parser_of(description: str | None, work: Path, seeds: int) -> argparse.ArgumentParser:
+    """The options of a benchmark that trains what is missing on several seeds, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=seeds, help="two or more")
     parser.add_argument("--table", action="store_true", help="only what is there")
-    parser.add_argument("--work", type=Path, default=WORK, help="the folder of the sweeps")
+    parser.add_argument("--work", type=Path, default=work, help="the folder of what was trained")
     parser.add_argument(
         "--set", action="append", default=[], help="as for the commands, to try the benchmark"
     )

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from benchmarks.methods import said, train
+from benchmarks.methods import parser_of, said, train
 from finetune_sweep.markdown import table
 from finetune_sweep.plan import Plan, check, make_plan
 from finetune_sweep.sweepfile import load_sweep
@@ -193,16 +193,8 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, WORK, SEEDS)
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="two or more")
-    parser.add_argument("--table", action="store_true", help="only what is there")
-    parser.add_argument("--work", type=Path, default=WORK, help="the folder of the sweeps")
-    parser.add_argument(
-        "--set", action="append", default=[], help="as for the commands, to try the benchmark"
-    )
     return parser
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks import material
-from benchmarks.methods import train
+from benchmarks.methods import parser_of, train
 from benchmarks.peers.recipe import Point, Recipe, Setting
 from benchmarks.suite import workload_file
 from benchmarks.table import paired, render
@@ -167,16 +167,8 @@ def rows(ours: Ends, theirs: Ends) -> Iterator[tuple[str, ...]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="two or more")
+    parser = parser_of(__doc__, WORK, SEEDS)
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="learning rates")
-    parser.add_argument("--table", action="store_true", help="only what is there")
-    parser.add_argument("--work", type=Path, default=WORK, help="the folder of both")
-    parser.add_argument(
-        "--set", action="append", default=[], help="as for the commands, to try the benchmark"
-    )
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,15 @@ def left_by(layout: Layout) -> list[Path]:
     return sorted(layout.root.glob("trials/*/resume-*"), key=lambda folder: folder.name)
 
 
+@contextlib.contextmanager
+def asked_to_stop(looks: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stop sign is up from this look at it on."""
+    looked = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(watch.StopSign, "is_up", lambda _: next(looked) >= looks)
+        yield
+
+
 def test_a_stack_that_is_asked_to_stop_goes_on_from_its_step(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,9 +97,7 @@ def test_a_stack_that_is_asked_to_stop_goes_on_from_its_step(
     layout, events, rest = Layout(tmp_path / "cut", "tiny"), list[Event](), unit
     steps = count_steps(monkeypatch)
     for asks in (4, 6, 15):
-        asked = itertools.count()
-        with monkeypatch.context() as patch:
-            patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, asks=asks: next(asked) >= asks)
+        with asked_to_stop(asks, monkeypatch):
             events += all_of(start(plan, layout, Assignment(rest)))
         assert left_by(layout)
         rest = rest_of(unit, events)
@@ -152,15 +160,11 @@ def test_heads_of_several_stacks_go_on_in_one(
     steps = count_steps(monkeypatch)
     for members, asks in ((unit.members[:3], 4), (unit.members[3:], 9)):
         (part,) = work_units([trial for member in members for trial in member.trials])
-        asked = itertools.count()
-        with monkeypatch.context() as patch:
-            patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked, asks=asks: next(asked) >= asks)
+        with asked_to_stop(asks, monkeypatch):
             events += all_of(start(plan, layout, Assignment(part)))
     assert len({folder.name for folder in left_by(layout)}) == 2
 
-    asked = itertools.count()
-    with monkeypatch.context() as patch:  # the first of them has begun to go on, the other has not
-        patch.setattr(watch.StopSign, "is_up", lambda _, asked=asked: next(asked) >= 3)
+    with asked_to_stop(3, monkeypatch):  # the first of them has begun to go on, the other has not
         events += all_of(start(plan, layout, Assignment(rest_of(unit, events))))
     events += all_of(start(plan, layout, Assignment(rest_of(unit, events))))
 
